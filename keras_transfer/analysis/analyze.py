@@ -1,0 +1,35 @@
+"""Running analyses on finished runs."""
+
+import gin
+
+from keras_transfer.analysis.output import Output
+from keras_transfer.analysis.subjects import Subjects
+from keras_transfer.errors import UserError
+from keras_transfer.runs import write_text
+
+
+@gin.configurable
+def analyze(work_dir, analyses=gin.REQUIRED):
+    """Runs one or more analyses, which share one loading of models and data.
+
+    Args:
+        work_dir: directory for tables, figures and TensorBoard files.
+        analyses: functions of (subjects, output), run in turn.
+
+    Returns:
+        The `Output`.
+
+    Raises:
+        UserError: if there is none, or a run is missing.
+    """
+    if not analyses:
+        raise UserError(
+            "analyze.analyses is empty; bind it to at least one analysis, "
+            "such as [@interpolation]."
+        )
+    subjects = Subjects()
+    output = Output(work_dir)
+    for analysis in analyses:
+        analysis(subjects, output)
+    write_text(output.path / "config.gin", gin.operative_config_str())
+    return output

@@ -1,0 +1,110 @@
+"""Where an analysis leaves its tables and figures."""
+
+import os
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.runs import write_text
+
+# Okabe and Ito's palette, safe for colour-blind readers; the same colour for
+# the same model, or pair of models, everywhere.
+COLOURS = {
+    "P": "#009E73",
+    "RI": "#999999",
+    "P-T": "#0072B2",
+    "RI-T": "#D55E00",
+    "P-T/P-T": "#0072B2",
+    "P-T/RI-T": "#CC79A7",
+    "RI-T/P-T": "#CC79A7",
+    "RI-T/RI-T": "#D55E00",
+}
+_OTHER_COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#000000")
+
+
+def colour(kind):
+    """Returns the colour of a kind of model or pair, as "#RRGGBB"."""
+    if kind in COLOURS:
+        return COLOURS[kind]
+    return _OTHER_COLOURS[sum(kind.encode()) % len(_OTHER_COLOURS)]
+
+
+def new_figure(width=6.4, height=4.0, rows=1, columns=1, **kwargs):
+    """Returns (figure, axes) of Matplotlib, drawn without a display.
+
+    Args:
+        width: float, inches.
+        height: float, inches.
+        rows: int, rows of axes.
+        columns: int, columns of axes.
+        **kwargs: passed on to `Figure.subplots`.
+    """
+    # Not pyplot: no global state, no window system.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    return figure, figure.subplots(rows, columns, **kwargs)
+
+
+class Output:
+    """A directory of tables, figures and TensorBoard events.
+
+    Args:
+        work_dir: the directory, made if need be.
+    """
+
+    def __init__(self, work_dir):
+        self.path = pathlib.Path(work_dir)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def table(self, name, table):
+        """Writes a tidy table, one observation a row, as <name>.csv.
+
+        Args:
+            name: str, without suffix.
+            table: `pandas.DataFrame`; its index is not written.
+        """
+        text = table.to_csv(index=False, lineterminator="\n")
+        write_text(self.path / f"{name}.csv", text)
+        with self._writer().as_default(step=0):
+            tf.summary.text(name, _preformatted(table.head(200).to_string()))
+
+    def figure(self, name, figure):
+        """Writes a Matplotlib figure as <name>.png and <name>.svg.
+
+        Args:
+            name: str, without suffix.
+            figure: `matplotlib.figure.Figure`.
+        """
+        for suffix in ("png", "svg"):
+            final = self.path / f"{name}.{suffix}"
+            aside = self.path / f".{name}.{os.getpid()}.{suffix}"
+            figure.savefig(aside)
+            os.replace(aside, final)
+        with self._writer().as_default(step=0):
+            tf.summary.image(name, _pixels(figure)[None])
+
+    def scalar(self, name, value):
+        """Writes one number into TensorBoard."""
+        with self._writer().as_default(step=0):
+            tf.summary.scalar(name, value)
+
+    def _writer(self):
+        if not hasattr(self, "_summary_writer"):
+            self._summary_writer = tf.summary.create_file_writer(
+                str(self.path / "tensorboard")
+            )
+        return self._summary_writer
+
+
+def _pixels(figure):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _preformatted(text):
+    return "\n".join("    " + line for line in text.splitlines())

@@ -1,0 +1,31 @@
+"""Datasets, preprocessing and augmentation as `tf.data` pipelines."""
+
+from keras_transfer.data.augment import (
+    Augmentation,
+    random_crop,
+    random_flip,
+    random_resized_crop,
+)
+from keras_transfer.data.datasets import load
+from keras_transfer.data.pipeline import Dataset, Split
+from keras_transfer.data.preprocessing import Info, preprocess
+from keras_transfer.data.shuffle import (
+    block_shuffle,
+    channel_shuffle,
+    pixel_shuffle,
+)
+
+__all__ = [
+    "Augmentation",
+    "Dataset",
+    "Info",
+    "Split",
+    "block_shuffle",
+    "channel_shuffle",
+    "load",
+    "pixel_shuffle",
+    "preprocess",
+    "random_crop",
+    "random_flip",
+    "random_resized_crop",
+]

@@ -1,0 +1,289 @@
+"""Batches for training and evaluation, the same for any number of devices.
+
+A *global batch* is cut into `num_workers * num_replicas` equal contiguous
+parts. The dataset of one worker yields the parts of its replicas one after
+another, as elements of their own, which is the form in which
+`tf.distribute` hands them to replicas. Everything random is a function of
+(seed, epoch, example) or (seed, epoch, step), so a resumed run continues the
+very stream it left.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.data.preprocessing import Info, center_crop, normalize
+from keras_transfer.data.storage import Images
+from keras_transfer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """The training or the test examples of a dataset.
+
+    Attributes:
+        images: `Images` that may hold other splits' images too.
+        rows: Integers `[n]`, the row in `images` of each example.
+        labels: Integer class indices `[n]`, or for multi-label data float32
+            `[n, num_classes]` of zeros and ones.
+    """
+
+    images: Images
+    rows: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        """Returns the number of examples."""
+        return len(self.rows)
+
+    def select(self, examples):
+        """Returns the split of the given examples (integer array)."""
+        return Split(self.images, self.rows[examples], self.labels[examples])
+
+    def targets(self, num_classes):
+        """Returns float32 `[n, num_classes]`, one-hot or multi-hot."""
+        if self.labels.ndim == 2:
+            return self.labels
+        return np.eye(num_classes, dtype=np.float32)[self.labels]
+
+    def raw_images(self, examples):
+        """Returns stored images uint8 `[b, size, size, c]` as a NumPy array."""
+        return np.asarray(self.images.array[self.rows[examples]])
+
+    def fetch(self, examples, num_classes):
+        """Fetches examples inside a `tf.data` function.
+
+        Args:
+            examples: int32 tensor `[b]`.
+            num_classes: Number of classes.
+
+        Returns:
+            Stored images uint8 `[b, size, size, c]` and targets float32
+            `[b, num_classes]`, one-hot or multi-hot.
+        """
+        rows, labels = self._tensors
+        targets = tf.gather(labels, examples)
+        if targets.dtype.is_integer:
+            targets = tf.one_hot(targets, num_classes)
+        return self.images.gather(tf.gather(rows, examples)), targets
+
+    @functools.cached_property
+    def _tensors(self):
+        with tf.init_scope(), tf.device("/CPU:0"):
+            return tf.constant(self.rows), tf.constant(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Training and test images with all that is known about them.
+
+    Attributes:
+        info: `Info`.
+        train: `Split` of training examples.
+        test: `Split` of held-out examples.
+        arguments: JSON-able dict; `load(**arguments)` gives the same data.
+    """
+
+    info: Info
+    train: Split
+    test: Split
+    arguments: dict = dataclasses.field(default_factory=dict)
+
+    def steps_per_epoch(self, batch_size):
+        """Returns the number of whole global batches in the training split."""
+        return len(self.train) // batch_size
+
+    def train_batches(
+        self,
+        batch_size,
+        seed,
+        augmentation=(),
+        mixup_alpha=0.0,
+        first_epoch=0,
+        first_step=0,
+        num_replicas=1,
+        num_workers=1,
+        worker=0,
+    ):
+        """Makes the endless stream of training batches of a run.
+
+        Epoch e is a permutation of the training examples keyed by (seed, e),
+        cut into `steps_per_epoch` global batches; what is left over is not
+        seen in that epoch.
+
+        Args:
+            batch_size: Size of the global batch.
+            seed: Integer seed of order, augmentation and mixup.
+            augmentation: Sequence of `Augmentation`, applied in turn. Images
+                still larger than the model's input are then cropped at the
+                centre.
+            mixup_alpha: Mixup (Zhang et al. 2018) with one
+                lambda ~ Beta(alpha, alpha) for each global batch; partners
+                come from the same part of the batch. 0 for none.
+            first_epoch: Epoch to start in, from 0.
+            first_step: Step of that epoch to start at, from 0.
+            num_replicas: Replicas of each worker.
+            num_workers: Number of workers.
+            worker: Index of this worker.
+
+        Returns:
+            An infinite `tf.data.Dataset` of images float32 `[b, h, w, c]` and
+            targets float32 `[b, num_classes]`,
+            b = batch_size / (num_workers * num_replicas).
+
+        Raises:
+            UserError: If the batch is larger than the training split or
+                cannot be cut into equal parts.
+        """
+        num_parts = num_workers * num_replicas
+        _check_batch_size(batch_size, num_parts)
+        steps = self.steps_per_epoch(batch_size)
+        if not steps:
+            raise UserError(
+                f"There are only {len(self.train)} training examples. "
+                f"Received: batch_size={batch_size}; choose a smaller one."
+            )
+        size, num_classes = self.info.image_shape[0], self._num_classes
+        num_uniforms = sum(a.num_uniforms for a in augmentation)
+
+        def epoch_parts(epoch):
+            keys = tf.unstack(tf.random.split([seed, epoch], 4))
+            order = tf.random.experimental.stateless_shuffle(
+                tf.range(len(self.train)), keys[0]
+            )
+            per_part = [steps, num_parts, batch_size // num_parts]
+            parts = {
+                "examples": tf.reshape(order[: steps * batch_size], per_part)
+            }
+            if mixup_alpha:
+                weight = _beta(mixup_alpha, [steps, 1], keys[1])
+                parts["weight"] = tf.repeat(weight, num_parts, axis=1)
+                draw = tf.random.stateless_uniform(per_part, keys[2])
+                parts["partners"] = tf.argsort(draw)
+            start = tf.where(epoch == first_epoch, first_step, 0)
+            parts = {
+                k: _own(v[start:], worker, num_replicas)
+                for k, v in parts.items()
+            }
+            # One row an example: its augmentation depends on nothing else.
+            table = tf.random.stateless_uniform(
+                [len(self.train), num_uniforms], keys[3]
+            )
+            return tf.data.Dataset.from_tensor_slices(parts).map(
+                lambda part: (
+                    part | {"uniforms": tf.gather(table, part["examples"])}
+                )
+            )
+
+        def finish(part):
+            images, targets = self.train.fetch(part["examples"], num_classes)
+            uniforms = part["uniforms"]
+            for augment in augmentation:
+                k = augment.num_uniforms
+                images = augment(images, uniforms[:, :k], size)
+                uniforms = uniforms[:, k:]
+            images = normalize(center_crop(images, size), self.info)
+            if mixup_alpha:
+                weight, partners = part["weight"], part["partners"]
+                images = _mix(images, weight, partners)
+                targets = _mix(targets, weight, partners)
+            return images, targets
+
+        batches = tf.data.Dataset.counter(first_epoch).flat_map(epoch_parts)
+        batches = batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+        return _finalize(batches, tf.data.INFINITE_CARDINALITY)
+
+    def eval_batches(
+        self,
+        split="test",
+        batch_size=256,
+        num_replicas=1,
+        num_workers=1,
+        worker=0,
+    ):
+        """Makes the batches of one evaluation, in the split's own order.
+
+        The last global batch is filled up with examples of weight 0, so that
+        shapes are static and every replica gets the same number of elements.
+
+        Args:
+            split: "test" or "train".
+            batch_size: Size of the global batch.
+            num_replicas: Replicas of each worker.
+            num_workers: Number of workers.
+            worker: Index of this worker.
+
+        Returns:
+            A finite `tf.data.Dataset` of images float32 `[b, h, w, c]`, targets
+            float32 `[b, num_classes]` and weights float32 `[b]`,
+            b = batch_size / (num_workers * num_replicas).
+
+        Raises:
+            UserError: If the batch cannot be cut into equal parts.
+        """
+        num_parts = num_workers * num_replicas
+        _check_batch_size(batch_size, num_parts)
+        source = {"train": self.train, "test": self.test}[split]
+        steps = -(-len(source) // batch_size)
+        position = np.arange(steps * batch_size, dtype=np.int32).reshape(
+            steps, num_parts, batch_size // num_parts
+        )
+        position = _own(tf.constant(position), worker, num_replicas)
+
+        def finish(position):
+            real = position < len(source)
+            images, targets = source.fetch(
+                tf.where(real, position, 0), self._num_classes
+            )
+            images = center_crop(images, self.info.image_shape[0])
+            images = normalize(images, self.info)
+            return images, targets, tf.cast(real, tf.float32)
+
+        batches = tf.data.Dataset.from_tensor_slices(position)
+        batches = batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+        return _finalize(batches, steps * num_replicas)
+
+    @property
+    def _num_classes(self):
+        return len(self.info.class_names)
+
+
+def _check_batch_size(batch_size, num_parts):
+    if batch_size < 1 or batch_size % num_parts:
+        raise UserError(
+            f"The global batch is cut into {num_parts} equal parts, one a "
+            f"replica. Received: batch_size={batch_size}; choose a positive "
+            f"multiple of {num_parts}."
+        )
+
+
+def _own(per_part, worker, num_replicas):
+    """Cuts a worker's parts out of `[steps, num_parts, ...]`, in sequence."""
+    first = worker * num_replicas
+    parts = per_part[:, first : first + num_replicas]
+    return tf.reshape(parts, [-1, *parts.shape[2:]])
+
+
+def _beta(alpha, shape, seed):
+    """Draws from Beta(alpha, alpha), as a ratio of gamma variables."""
+    gamma = tf.random.stateless_gamma(
+        [2, *shape], seed, alpha, dtype=tf.float64
+    )
+    return tf.cast(gamma[0] / (gamma[0] + gamma[1]), tf.float32)
+
+
+def _mix(values, weight, partners):
+    return weight * values + (1 - weight) * tf.gather(values, partners)
+
+
+def _finalize(batches, cardinality):
+    options = tf.data.Options()
+    options.deterministic = True
+    # The parts are already cut out for this worker.
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.OFF
+    )
+    batches = batches.with_options(options).prefetch(tf.data.AUTOTUNE)
+    return batches.apply(tf.data.experimental.assert_cardinality(cardinality))

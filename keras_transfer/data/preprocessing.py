@@ -1,0 +1,185 @@
+"""From an image of any size to what the model sees.
+
+Two stages: `fit` makes a stored uint8 image (channels, size), once; `normalize`
+makes the float32 input from it, every time. `preprocess` is both in one, the
+evaluation transform for raw images.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from keras_transfer.data import shuffle as shuffles
+from keras_transfer.errors import UserError
+
+# ITU-R BT.601, the weights of Pillow's and OpenCV's gray conversion.
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What a dataset is and how its images become model inputs.
+
+    `dataclasses.asdict` of it is JSON-able, and `Info(**that)` restores it.
+
+    Attributes:
+        name: Name the dataset was loaded by.
+        image_shape: `(h, w, c)` of one model input.
+        class_names: One name per model output.
+        multi_label: Whether several classes may hold at once (multi-hot
+            targets) or exactly one (one-hot).
+        mean: Mean per channel, in units of pixel / 255.
+        std: Standard deviation per channel, in units of pixel / 255.
+        resize: Side in pixels of the stored square images, to which the
+            shorter side of an image is resized before any crop.
+        num_train: Number of training examples.
+        num_test: Number of test examples.
+        shuffle: None, "blocks", "pixels" or "channels".
+        block_size: Side of a block in pixels, for "blocks".
+        shuffle_seed: Seed of the shuffle's permutation.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    multi_label: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int
+    num_train: int
+    num_test: int
+    shuffle: str | None = None
+    block_size: int | None = None
+    shuffle_seed: int = 1234
+
+    def __post_init__(self):
+        """Turns JSON's lists back into tuples."""
+        for name in ("image_shape", "class_names", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+
+def preprocess(images, info):
+    """Applies a dataset's evaluation transform to raw images.
+
+    Shorter side to `info.resize` (rounded to whole levels, as stored images
+    are), centre crop, channels, normalization and the dataset's shuffle.
+
+    Args:
+        images: `[n, height, width, channels]`, uint8 or float in 0..255; any
+            height and width, and 1 (gray), 2 (gray, alpha), 3 (colour) or 4
+            (colour, alpha) channels. Alpha is dropped.
+        info: `Info` of the dataset the model was trained on.
+
+    Returns:
+        float32 `[n, h, w, c]` with `(h, w, c) = info.image_shape`.
+    """
+    images = fit(images, info.resize, info.image_shape[-1])
+    return normalize(center_crop(images, info.image_shape[0]), info)
+
+
+def fit(images, size, channels):
+    """Gives images the size and channels they are stored with.
+
+    The shorter side is resized to `size` by antialiased bilinear
+    interpolation and the longer one cropped at the centre.
+
+    Args:
+        images: `[height, width, c]` or `[n, height, width, c]`, uint8 or float
+            in 0..255.
+        size: Side of the result in pixels.
+        channels: 1 or 3.
+
+    Returns:
+        uint8 `[size, size, channels]` or `[n, size, size, channels]`.
+    """
+    images = _convert_channels(tf.cast(images, tf.float32), channels)
+    sides = tf.shape(images)[-3:-1]
+
+    def resize():
+        # The longer side is truncated, not rounded, as in torchvision.
+        target = size * sides // tf.reduce_min(sides)
+        resized = tf.image.resize(images, target, antialias=True)
+        return center_crop(resized, size)
+
+    # Worth asking: for small images resizing costs more than decoding.
+    images = tf.cond(tf.reduce_all(sides == size), lambda: images, resize)
+    images = tf.ensure_shape(images, [*images.shape[:-3], size, size, channels])
+    return tf.saturate_cast(tf.floor(images + 0.5), tf.uint8)
+
+
+def center_crop(images, size):
+    """Crops images `[..., h, w, c]` to `[..., size, size, c]`."""
+    if images.shape[-3:-1] == (size, size):
+        return images
+    sides = tf.cast(tf.shape(images)[-3:-1], tf.float32)
+    top, left = tf.unstack(tf.cast(tf.round((sides - size) / 2), tf.int32))
+    return images[..., top : top + size, left : left + size, :]
+
+
+def normalize(images, info):
+    """Turns stored images into model inputs, and applies the shuffle.
+
+    Args:
+        images: `[..., h, w, c]`, uint8 or float in 0..255.
+        info: `Info` with `image_shape == (h, w, c)`.
+
+    Returns:
+        float32 of the same shape: `(images / 255 - mean) / std`, shuffled.
+    """
+    images = tf.ensure_shape(images, [*images.shape[:-3], *info.image_shape])
+    shuffle = shuffle_function(info)
+    # A block holds whole pixels, so blocks may as well be moved before the
+    # conversion to float, where there is a quarter as much to move.
+    if info.shuffle == "blocks":
+        images = shuffle(images)
+    scale = tf.constant([1 / (255 * s) for s in info.std])
+    shift = tf.constant(
+        [m / s for m, s in zip(info.mean, info.std, strict=True)]
+    )
+    images = tf.cast(images, tf.float32) * scale - shift
+    return images if info.shuffle == "blocks" else shuffle(images)
+
+
+def shuffle_function(info):
+    """Returns the function of images that applies `info.shuffle`.
+
+    Raises:
+        UserError: If there is no such shuffle or its block size is missing.
+    """
+    if info.shuffle is None and info.block_size is None:
+        return lambda images: images
+    if (info.shuffle == "blocks") != (info.block_size is not None):
+        raise UserError(
+            "A block_size goes with shuffle='blocks' and only with it. "
+            f"Received: shuffle={info.shuffle!r}, block_size={info.block_size}."
+        )
+    if info.shuffle == "blocks":
+        return shuffles.block_shuffle(
+            info.image_shape[0], info.block_size, info.shuffle_seed
+        )
+    if info.shuffle == "pixels":
+        return shuffles.pixel_shuffle(info.image_shape, info.shuffle_seed)
+    if info.shuffle == "channels":
+        return shuffles.channel_shuffle(info.image_shape, info.shuffle_seed)
+    raise UserError(
+        "shuffle must be None, 'blocks', 'pixels' or 'channels'. "
+        f"Received: shuffle={info.shuffle!r}."
+    )
+
+
+def _convert_channels(images, channels):
+    """Drops alpha, then repeats gray or takes the luma of colour."""
+    received = images.shape[-1]
+    if received in (2, 4):
+        images = images[..., :-1]
+        received -= 1
+    if received not in (1, 3):
+        raise UserError(
+            "Images need 1 to 4 channels in their last axis. "
+            f"Received: images of shape {tuple(images.shape)}."
+        )
+    if received == 1 and channels == 3:
+        return tf.repeat(images, 3, axis=-1)
+    if received == 3 and channels == 1:
+        return tf.reduce_sum(images * _LUMA, axis=-1, keepdims=True)
+    return images

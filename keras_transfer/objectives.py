@@ -1,0 +1,87 @@
+"""Loss and metrics of the two kinds of task: one class, or several findings.
+
+Targets are always float vectors [n, K]: one-hot (or mixed) for classification,
+multi-hot for multi-label data.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def example_losses(targets, logits, multi_label):
+    """Returns each example's loss in nats, float32 [n].
+
+    Classification: cross-entropy of the softmax. Multi-label: mean over the
+    findings of the binary cross-entropy (paper section 3, CheXpert).
+
+    Args:
+        targets: float [n, K].
+        logits: float [n, K], any precision; computed in float32.
+        multi_label: bool.
+    """
+    logits = tf.cast(logits, tf.float32)
+    loss = (
+        keras.losses.binary_crossentropy
+        if multi_label
+        else keras.losses.categorical_crossentropy
+    )
+    return loss(targets, logits, from_logits=True)
+
+
+def example_hits(targets, logits, multi_label):
+    """Returns each example's share of right answers, float32 [n].
+
+    Classification: 1 if the largest logit is the largest target. Multi-label:
+    the share of findings on the right side of zero. Its complement is the 0-1
+    error, for multi-label data the mean binary error.
+
+    Args:
+        targets: float [n, K].
+        logits: float [n, K].
+        multi_label: bool.
+    """
+    if multi_label:
+        return keras.metrics.binary_accuracy(targets, logits, threshold=0.0)
+    hits = keras.metrics.categorical_accuracy(targets, logits)
+    return tf.cast(hits, tf.float32)
+
+
+def metric_name(multi_label):
+    """Returns the column that ranks models: "auc" or "accuracy"."""
+    return "auc" if multi_label else "accuracy"
+
+
+def summarize(targets, logits, info):
+    """Returns loss and metrics of a whole split's predictions.
+
+    Args:
+        targets: float array [n, K].
+        logits: float array [n, K].
+        info: the dataset's `data.Info`.
+
+    Returns:
+        dict of float: "loss", then "accuracy" for classification, or "auc"
+        (mean over the findings that have one) and "auc_<finding>" each
+        (scikit-learn's value; NaN where a split holds one class only).
+    """
+    losses = example_losses(targets, logits, info.multi_label)
+    summary = {"loss": float(np.mean(losses, dtype=np.float64))}
+    if not info.multi_label:
+        hits = example_hits(targets, logits, multi_label=False)
+        return summary | {"accuracy": float(np.mean(hits, dtype=np.float64))}
+    aucs = {
+        f"auc_{name}": _auc(targets[:, k], logits[:, k])
+        for k, name in enumerate(info.class_names)
+    }
+    known = [value for value in aucs.values() if not np.isnan(value)]
+    mean = float(np.mean(known)) if known else float("nan")
+    return summary | {"auc": mean} | aucs
+
+
+def _auc(targets, logits):
+    from sklearn.metrics import roc_auc_score
+
+    if np.min(targets) == np.max(targets):
+        return float("nan")
+    return float(roc_auc_score(targets, logits))

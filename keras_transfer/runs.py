@@ -1,0 +1,282 @@
+"""A run directory: the only thing that passes from training to analysis.
+
+    config.gin      the operative configuration, which repeats the run
+    model.json      the architecture, as `keras.Model.to_json` writes it
+    data.json       the arguments of `data.load` and the dataset's `Info`
+    checkpoints/    epoch-0000/ (the initialization), epoch-0001/, ... and
+                    best.json, which tells the best of them
+    metrics.csv     one row per evaluation
+    tensorboard/    event files
+
+Everything but the event files appears whole or not at all: it is written aside
+and renamed.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+
+import keras
+import tensorflow as tf
+
+from keras_transfer import data
+from keras_transfer.errors import UserError
+
+_EPOCH_DIRECTORY = re.compile(r"epoch-(\d{4,})")
+
+
+def write_text(path, text):
+    """Writes a text file whole or not at all.
+
+    Args:
+        path: where the file will be; its directory exists.
+        text: str, the content.
+    """
+    path = pathlib.Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(aside, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+class Run:
+    """The files of one training run; nothing is read before it is asked for.
+
+    Args:
+        path: the run directory (the `--work_dir` of `bin/train`).
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self.config_path = self.path / "config.gin"
+        self.metrics_path = self.path / "metrics.csv"
+        self.tensorboard_path = self.path / "tensorboard"
+        self.checkpoints_path = self.path / "checkpoints"
+        self._model_path = self.path / "model.json"
+        self._data_path = self.path / "data.json"
+        self._best_path = self.checkpoints_path / "best.json"
+
+    # Writing, the training loop's side.
+
+    def describe(self, config, model, dataset):
+        """Writes what is needed to repeat the run and to read it back.
+
+        Args:
+            config: str, the operative gin configuration.
+            model: the `keras.Model` that is trained.
+            dataset: the `data.Dataset` it is trained on.
+        """
+        self.checkpoints_path.mkdir(parents=True, exist_ok=True)
+        write_text(self._model_path, model.to_json())
+        description = {
+            "arguments": dataset.arguments,
+            "info": dataclasses.asdict(dataset.info),
+        }
+        write_text(self._data_path, json.dumps(description, indent=2) + "\n")
+        # Last, because its presence says that the directory is a run.
+        write_text(self.config_path, config)
+
+    def save(self, epoch, checkpoint):
+        """Writes one epoch's checkpoint; it appears when it is complete.
+
+        Args:
+            epoch: int, epochs finished.
+            checkpoint: the `tf.train.Checkpoint` to write.
+        """
+        final = self._checkpoint_directory(epoch)
+        aside = self.checkpoints_path / f".{final.name}.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        checkpoint.write(str(aside / "checkpoint"))
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(aside, final)
+
+    def remove(self, epoch):
+        """Removes one epoch's checkpoint."""
+        directory = self._checkpoint_directory(epoch)
+        doomed = directory.with_name(f".{directory.name}.old")
+        os.replace(directory, doomed)
+        shutil.rmtree(doomed)
+
+    def write_best(self, epoch, metric, value):
+        """Records which epoch is the best by a test metric."""
+        record = {"epoch": epoch, "metric": metric, "value": value}
+        write_text(self._best_path, json.dumps(record) + "\n")
+
+    def write_metrics(self, rows):
+        """Writes metrics.csv from dicts that share the first one's keys."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.metrics_path, text.getvalue())
+
+    # Reading.
+
+    @property
+    def exists(self):
+        """Whether a run was begun here."""
+        return self.config_path.is_file()
+
+    def epochs(self):
+        """Returns the epochs that have a checkpoint, ascending."""
+        if not self.checkpoints_path.is_dir():
+            return []
+        matches = map(
+            _EPOCH_DIRECTORY.fullmatch, os.listdir(self.checkpoints_path)
+        )
+        return sorted(int(match[1]) for match in matches if match)
+
+    def best(self):
+        """Returns the best epoch (the earliest of equals) by test metric.
+
+        Returns:
+            dict: "epoch" (int), "metric" (str) and "value" (float).
+
+        Raises:
+            UserError: if none was recorded.
+        """
+        return self._read_json(self._best_path)
+
+    def resolve_epoch(self, epoch):
+        """Returns the checkpointed epoch meant by "best", "last" or a number.
+
+        Raises:
+            UserError: if there is no such checkpoint.
+        """
+        epochs = self.epochs()
+        if not epochs:
+            raise UserError(
+                f"{self.path} holds no checkpoint. Train it first with "
+                "bin/train, or name another run."
+            )
+        if epoch == "last":
+            return epochs[-1]
+        if epoch == "best":
+            epoch = self.best()["epoch"]
+        elif not str(epoch).isdigit():
+            raise UserError(
+                f'An epoch is "best", "last" or a number. Received: {epoch!r}'
+            )
+        if int(epoch) not in epochs:
+            raise UserError(
+                f"{self.path} has no checkpoint of epoch {epoch}; it has "
+                f"{_ranges(epochs)}."
+            )
+        return int(epoch)
+
+    def restore(self, checkpoint, epoch):
+        """Reads one epoch's checkpoint into a `tf.train.Checkpoint`.
+
+        Returns:
+            TensorFlow's load status, to assert on what was matched.
+
+        Raises:
+            UserError: naming the checkpoint if it is damaged.
+        """
+        directory = self._checkpoint_directory(epoch)
+        try:
+            return checkpoint.read(str(directory / "checkpoint"))
+        except (tf.errors.OpError, ValueError, OSError) as error:
+            raise UserError(
+                f"The checkpoint {directory} is damaged: it cannot be read. "
+                "Remove that directory and run the training command again, or "
+                f"name another epoch. TensorFlow said: {error}"
+            ) from error
+
+    def load_model(self, epoch="last"):
+        """Returns the `keras.Model` with one epoch's weights.
+
+        Args:
+            epoch: "best", "last" or int.
+
+        Raises:
+            UserError: if this is not a run, the epoch has no checkpoint, or
+                the checkpoint is damaged or of another architecture.
+        """
+        self.check_exists()
+        epoch = self.resolve_epoch(epoch)
+        model = keras.models.model_from_json(_read_text(self._model_path))
+        status = self.restore(tf.train.Checkpoint(model=model), epoch)
+        try:
+            status.assert_existing_objects_matched().expect_partial()
+        except AssertionError as error:
+            raise UserError(
+                f"The checkpoint {self._checkpoint_directory(epoch)} does not "
+                f"fit the model in {self._model_path}: {error}"
+            ) from error
+        return model
+
+    def load_data(self):
+        """Returns the `data.Dataset` the run was trained on."""
+        self.check_exists()
+        return data.load(**self._read_json(self._data_path)["arguments"])
+
+    def info(self):
+        """Returns the `data.Info` of the run's dataset, without loading it."""
+        self.check_exists()
+        return data.Info(**self._read_json(self._data_path)["info"])
+
+    def metrics(self):
+        """Returns metrics.csv as a `pandas.DataFrame`.
+
+        Columns: epoch, step (optimizer steps taken), split ("train": the mean
+        over the epoch's augmented batches; "test": an evaluation), loss (nats)
+        and accuracy (in [0, 1]), or auc and one column per finding.
+        """
+        import pandas
+
+        self.check_exists()
+        return pandas.read_csv(self.metrics_path, float_precision="round_trip")
+
+    def metric_rows(self):
+        """Returns metrics.csv as a list of dicts of strings, [] if absent."""
+        if not self.metrics_path.is_file():
+            return []
+        with open(self.metrics_path, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def check_exists(self):
+        """Raises a `UserError` if no run was begun here."""
+        if not self.exists:
+            raise UserError(
+                f"{self.path} is not a run directory: it has no config.gin. "
+                "Give the --work_dir of a bin/train command."
+            )
+
+    def _checkpoint_directory(self, epoch):
+        return self.checkpoints_path / f"epoch-{epoch:04d}"
+
+    def _read_json(self, path):
+        try:
+            return json.loads(_read_text(path))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _read_text(path):
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read, so this is not a complete run directory: "
+            f"{error.strerror}"
+        ) from error
+
+
+def _ranges(epochs):
+    """Returns [0, 1, 2, 5] as "0-2, 5"."""
+    parts = []
+    for epoch in epochs:
+        if parts and epoch == parts[-1][1] + 1:
+            parts[-1][1] = epoch
+        else:
+            parts.append([epoch, epoch])
+    return ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in parts)

@@ -1,0 +1,221 @@
+"""Training one model, from a configuration to a run directory."""
+
+import functools
+import time
+
+import gin
+import keras
+import tensorflow as tf
+from tqdm import tqdm
+
+from keras_transfer import models, objectives, runs
+from keras_transfer.errors import UserError
+from keras_transfer.training.optimizers import SGD
+from keras_transfer.training.record import Record
+from keras_transfer.training.strategies import strategy as default_strategy
+from keras_transfer.training.trainer import Trainer
+
+
+@gin.configurable
+def train(
+    work_dir,
+    model=gin.REQUIRED,
+    dataset=gin.REQUIRED,
+    epochs=gin.REQUIRED,
+    batch_size=gin.REQUIRED,
+    schedule=gin.REQUIRED,
+    optimizer=SGD,
+    augmentation=(),
+    mixup_alpha=0.0,
+    pretrained=None,
+    pretrained_epoch="last",
+    seed=0,
+    strategy=default_strategy,
+    eval_batch_size=256,
+    keep_epochs="all",
+    dtype_policy="float32",
+    jit_compile=None,
+):
+    """Trains one model and leaves a run directory.
+
+    The same call on the same directory resumes after the last checkpoint and
+    ends with the same weights as an uninterrupted run; on a finished run it
+    returns at once.
+
+    Args:
+        work_dir: the run directory, made if need be.
+        model: factory called with `num_classes`, `input_shape` and `seed`;
+            returns a Keras model that gives logits.
+        dataset: a `data.Dataset`.
+        epochs: int, passes over the training split.
+        batch_size: int, examples in an optimizer step, over all replicas.
+        schedule: factory called with `steps_per_epoch` and `epochs`; returns
+            the learning rate (see `training.schedules`).
+        optimizer: factory called with the learning rate; returns a Keras
+            optimizer that expects gradients summed over replicas.
+        augmentation: sequence of the operations in `data.augment`.
+        mixup_alpha: float, parameter of mixup's Beta distribution; 0 is none.
+        pretrained: run directory of P, or None. With it the model starts from
+            P's weights and a fresh head (P-T); without, from scratch.
+        pretrained_epoch: which checkpoint of P: "best", "last" or int.
+        seed: int; initialization, order, augmentation and mixup follow from it.
+        strategy: factory of a `tf.distribute.Strategy`.
+        eval_batch_size: int, examples in an evaluation batch.
+        keep_epochs: "all", or the epochs whose checkpoints are kept; the
+            initialization, the best and the last always are.
+        dtype_policy: Keras dtype policy: "float32", "mixed_bfloat16" or
+            "mixed_float16" (with dynamic loss scaling).
+        jit_compile: bool, whether XLA compiles the forward and backward pass;
+            None: yes on GPU and TPU, no on CPU, where it is slower.
+
+    Returns:
+        The `runs.Run`.
+
+    Raises:
+        UserError: if the directory holds another configuration's run, P does
+            not fit, or the loss is no longer finite.
+    """
+    if epochs < 1:
+        raise UserError(f"train.epochs must be at least 1. Received: {epochs}")
+    run = runs.Run(work_dir)
+    strategy = strategy()
+    steps = dataset.steps_per_epoch(batch_size)
+    keras.config.set_dtype_policy(dtype_policy)
+    with strategy.scope():
+        net = model(
+            num_classes=len(dataset.info.class_names),
+            input_shape=dataset.info.image_shape,
+            seed=seed,
+        )
+        if pretrained is not None:
+            source = _pretrained_run(pretrained).load_model(pretrained_epoch)
+            models.initialize_from(net, source)
+        trainer = Trainer(
+            net,
+            optimizer(schedule(steps_per_epoch=steps, epochs=epochs)),
+            strategy,
+            dataset.info.multi_label,
+            batch_size,
+            _has_accelerator() if jit_compile is None else jit_compile,
+        )
+
+    record = Record(
+        run,
+        objectives.metric_name(dataset.info.multi_label),
+        keep_epochs,
+        _is_chief(strategy),
+    )
+    done = _begin_or_resume(run, record, trainer, dataset)
+    if done == epochs:
+        print(f"{run.path} is finished: all {epochs} epochs are trained.")
+        return run
+
+    test_targets = dataset.test.targets(len(dataset.info.class_names))
+    test_batches = trainer.distribute(
+        dataset.eval_batches, split="test", batch_size=eval_batch_size
+    )
+
+    def evaluate():
+        logits = trainer.predict(test_batches, dataset.info.num_test)
+        return objectives.summarize(test_targets, logits, dataset.info)
+
+    if done is None:
+        record.end_epoch(0, 0, {"test": evaluate()}, trainer.checkpoint)
+        done = 0
+    train_batches = functools.partial(
+        dataset.train_batches,
+        batch_size=batch_size,
+        seed=seed,
+        augmentation=tuple(augmentation),
+        mixup_alpha=mixup_alpha,
+    )
+    if done == 0 and record.is_chief:
+        images, _ = next(iter(train_batches(first_epoch=0)))
+        record.show_inputs(images.numpy(), dataset.info)
+    iterator = iter(trainer.distribute(train_batches, first_epoch=done))
+    with tqdm(
+        desc=run.path.name,
+        total=epochs * steps,
+        initial=done * steps,
+        unit="step",
+        disable=not record.is_chief,
+    ) as bar:
+        for epoch in range(done + 1, epochs + 1):
+            rate, began = trainer.learning_rate, time.perf_counter()
+            train_summary = trainer.train_epoch(
+                iterator, (epoch - 1) * steps, steps, bar.update
+            )
+            seconds = time.perf_counter() - began
+            test_summary = evaluate()
+            record.end_epoch(
+                epoch,
+                epoch * steps,
+                {"train": train_summary, "test": test_summary},
+                trainer.checkpoint,
+                {
+                    "learning_rate": rate,
+                    "images_per_second": steps * batch_size / seconds,
+                },
+            )
+            bar.set_postfix_str(
+                f"epoch {epoch}/{epochs}, test {record.metric} "
+                f"{test_summary[record.metric]:.4f}"
+            )
+    return run
+
+
+def _begin_or_resume(run, record, trainer, dataset):
+    """Returns the number of epochs already trained, None for a new run."""
+    config = gin.operative_config_str()
+    if run.exists:
+        _check_same(config, run)
+        return record.resume(trainer.checkpoint)
+    if record.is_chief:
+        run.describe(config, trainer.model, dataset)
+        record.show_config(config)
+    return None
+
+
+def _check_same(config, run):
+    old = set(run.config_path.read_text(encoding="utf-8").splitlines())
+    new = set(config.splitlines())
+    if old != new:
+        changes = "\n".join(
+            [f"  there: {line}" for line in sorted(old - new)]
+            + [f"  now:   {line}" for line in sorted(new - old)]
+        )
+        raise UserError(
+            f"{run.path} holds a run of another configuration; give another "
+            "--work_dir, or the configuration it was begun with, "
+            f"{run.config_path}. They differ in:\n{changes}"
+        )
+
+
+def _pretrained_run(path):
+    run = runs.Run(path)
+    if not run.exists:
+        raise UserError(
+            "train.pretrained must name the run directory of P, and there is "
+            f"no run at {path}. Train P first (for example with "
+            "gin/p_mnist.gin), or pass its directory with "
+            "--gin_bindings='train.pretrained=\"DIR\"'."
+        )
+    return run
+
+
+def _has_accelerator():
+    return bool(
+        tf.config.list_logical_devices("GPU")
+        or tf.config.list_logical_devices("TPU")
+    )
+
+
+def _is_chief(strategy):
+    resolver = strategy.cluster_resolver
+    if resolver is None or not resolver.task_type:
+        return True
+    return resolver.task_type == "chief" or (
+        resolver.task_type == "worker"
+        and resolver.task_id == 0
+        and "chief" not in resolver.cluster_spec().jobs
+    )

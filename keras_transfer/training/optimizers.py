@@ -1,0 +1,102 @@
+"""Stochastic gradient descent with the update rule of the published recipes."""
+
+import gin
+import keras
+import tensorflow as tf
+from keras import ops
+
+
+@gin.configurable
+class SGD(keras.optimizers.SGD):
+    """SGD as `torch.optim.SGD` defines it (paper section 3, training recipes).
+
+    With gradient g, parameter w, learning rate r, momentum m, weight decay d:
+
+        g <- g + d w        (coupled: the decay goes through the momentum)
+        v <- m v + g
+        w <- w - r v
+
+    Keras' own SGD keeps r inside the velocity and decays w beside it, which is
+    another trajectory as soon as the rate changes or the decay is not zero.
+
+    Gradients passed to `apply` must already be summed over replicas, so that
+    clipping sees the gradient of the global batch.
+
+    Args:
+        learning_rate: float or Keras `LearningRateSchedule`.
+        momentum: float in [0, 1].
+        weight_decay: float, L2 penalty on every parameter.
+        scalar_multiplier: float, factor on the learning rate of every parameter
+            with "bias" or "scale" in its name (Fixup's scalars and the head's
+            bias).
+        global_clipnorm: float or None, upper bound on the L2 norm of the whole
+            gradient, before weight decay is added.
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        momentum=0.9,
+        weight_decay=1e-4,
+        scalar_multiplier=0.1,
+        global_clipnorm=None,
+        name="sgd",
+    ):
+        super().__init__(
+            learning_rate=learning_rate,
+            momentum=float(momentum),
+            global_clipnorm=global_clipnorm,
+            name=name,
+        )
+        self.coupled_weight_decay = weight_decay
+        self.scalar_multiplier = scalar_multiplier
+
+    def build(self, variables):
+        """Creates the momenta and looks up every variable's rate."""
+        if self.built:
+            return
+        super().build(variables)
+        self._multipliers = [
+            self.scalar_multiplier if _is_scalar_parameter(v) else 1.0
+            for v in variables
+        ]
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Applies one step to one variable."""
+        index = self._get_variable_index(variable)
+        momentum = self.momentums[index]
+        rate = ops.cast(
+            learning_rate * self._multipliers[index], variable.dtype
+        )
+        gradient = ops.cast(gradient, variable.dtype)
+        gradient = gradient + self.coupled_weight_decay * variable
+        self.assign(momentum, self.momentum * momentum + gradient)
+        self.assign_sub(variable, rate * momentum)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        # Keras sums over replicas here, after clipping; the training step has
+        # summed before, so that the clipped norm is the global batch's.
+        return grads_and_vars
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        base = super().get_config()
+        return {
+            key: base[key]
+            for key in ("learning_rate", "momentum", "global_clipnorm", "name")
+        } | {
+            "weight_decay": self.coupled_weight_decay,
+            "scalar_multiplier": self.scalar_multiplier,
+        }
+
+
+def _is_scalar_parameter(variable):
+    return "bias" in variable.name or "scale" in variable.name
+
+
+def sum_over_replicas(gradients):
+    """Sums a list of gradients over replicas; call in a replica context."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return gradients
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)

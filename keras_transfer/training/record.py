@@ -1,0 +1,139 @@
+"""What a run leaves behind: metrics, kept checkpoints and TensorBoard."""
+
+import math
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from keras_transfer.errors import UserError
+
+
+class Record:
+    """Writes a run directory epoch by epoch and finds the way back into it.
+
+    The order of writing makes every moment a good one to be killed at:
+    metrics.csv first, then the checkpoint. On return, rows younger than the
+    newest checkpoint are dropped, so they are written once.
+
+    Args:
+        run: the `runs.Run`.
+        metric: str, the column by which the best epoch is chosen.
+        keep_epochs: "all", or the epochs whose checkpoints are kept beside the
+            initialization, the best and the last.
+        is_chief: bool; the other workers of a cluster write nothing here.
+    """
+
+    def __init__(self, run, metric, keep_epochs, is_chief):
+        self.run = run
+        self.metric = metric
+        self.keep_epochs = keep_epochs
+        self.is_chief = is_chief
+        self._rows = []
+
+    def resume(self, checkpoint):
+        """Restores the newest readable checkpoint.
+
+        Args:
+            checkpoint: the `tf.train.Checkpoint` to restore into.
+
+        Returns:
+            int, the epochs it had finished, or None if nothing was kept.
+        """
+        for epoch in reversed(self.run.epochs()):
+            try:
+                status = self.run.restore(checkpoint, epoch)
+                status.assert_existing_objects_matched()
+            except UserError as error:
+                logging.warning("%s Going back to an earlier one.", error)
+                continue
+            self._rows = [
+                row
+                for row in self.run.metric_rows()
+                if int(row["epoch"]) <= epoch
+            ]
+            self._settle(epoch)
+            return epoch
+        return None
+
+    def end_epoch(self, epoch, step, summaries, checkpoint, scalars=None):
+        """Records one finished epoch (0: the initialization).
+
+        Args:
+            epoch: int, epochs finished.
+            step: int, optimizer steps taken.
+            summaries: {split: {column: value}}, loss and metrics.
+            checkpoint: the `tf.train.Checkpoint` to save.
+            scalars: {name: value}, further scalars for TensorBoard.
+        """
+        if not self.is_chief:
+            with tempfile.TemporaryDirectory() as nowhere:
+                checkpoint.write(f"{nowhere}/checkpoint")
+            return
+        for split, summary in summaries.items():
+            self._rows.append(
+                {"epoch": epoch, "step": step, "split": split}
+                | {name: f"{value:.9g}" for name, value in summary.items()}
+            )
+        self.run.write_metrics(self._rows)
+        self.run.save(epoch, checkpoint)
+        self._settle(epoch)
+        with self._writer().as_default(step=epoch):
+            for split, summary in summaries.items():
+                for name, value in summary.items():
+                    tf.summary.scalar(f"{name}/{split}", value)
+            for name, value in (scalars or {}).items():
+                tf.summary.scalar(name, value)
+        self._writer().flush()
+
+    def show_inputs(self, images, info):
+        """Puts a grid of images, as the model sees them, into TensorBoard.
+
+        Args:
+            images: float32 [n, h, w, c], normalized.
+            info: the dataset's `data.Info`.
+        """
+        pixels = np.clip(images * np.array(info.std) + info.mean, 0.0, 1.0)
+        with self._writer().as_default(step=0):
+            tf.summary.image("train_images", _grid(pixels)[None])
+
+    def show_config(self, config):
+        """Puts the operative configuration into TensorBoard, as text."""
+        text = "\n".join("    " + line for line in config.splitlines())
+        with self._writer().as_default(step=0):
+            tf.summary.text("config", text)
+
+    def _writer(self):
+        if not hasattr(self, "_summary_writer"):
+            self._summary_writer = tf.summary.create_file_writer(
+                str(self.run.tensorboard_path)
+            )
+        return self._summary_writer
+
+    def _settle(self, last):
+        """Records the best epoch and removes checkpoints not to be kept."""
+        kept = self.run.epochs()
+        values = {
+            int(row["epoch"]): float(row[self.metric])
+            for row in self._rows
+            if row["split"] == "test" and int(row["epoch"]) in kept
+        }
+        finite = {e: v for e, v in values.items() if not math.isnan(v)}
+        best = max(finite or values, key=(finite or values).get)
+        self.run.write_best(best, self.metric, values[best])
+        if self.keep_epochs == "all":
+            return
+        for epoch in set(kept) - {0, best, last, *self.keep_epochs}:
+            self.run.remove(epoch)
+
+
+def _grid(images):
+    """Returns up to 64 images [n, h, w, c] as one, 8 to a row."""
+    columns = min(8, len(images))
+    rows = min(8, len(images) // columns)
+    n, (height, width, channels) = rows * columns, images.shape[1:]
+    tiles = images[:n].reshape(rows, columns, height, width, channels)
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(
+        rows * height, columns * width, channels
+    )

@@ -1,0 +1,77 @@
+"""Which devices a run is spread over."""
+
+import gin
+import tensorflow as tf
+
+from keras_transfer.errors import UserError
+
+NAMES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+
+
+@gin.configurable
+def strategy(name="auto", devices=None, tpu=""):
+    """Returns the `tf.distribute.Strategy` a run is trained under.
+
+    Args:
+        name: one of
+            "auto": all GPUs of this machine, else its CPU;
+            "one_device": `devices[0]`, or the first GPU, or the CPU;
+            "mirrored": MirroredStrategy over `devices`, or all GPUs;
+            "multi_worker": MultiWorkerMirroredStrategy, the cluster read from
+            the TF_CONFIG environment variable;
+            "tpu": TPUStrategy on the TPU called `tpu`.
+        devices: list of device names such as "GPU:0", or None.
+        tpu: str, the TPU's name or address; "local" on a Cloud TPU VM.
+
+    Returns:
+        A `tf.distribute.Strategy`.
+
+    Raises:
+        UserError: for an unknown name, a device this machine lacks or a TPU
+            that cannot be reached.
+    """
+    _check_devices(devices)
+    gpus = [
+        f"GPU:{i}" for i in range(len(tf.config.list_logical_devices("GPU")))
+    ]
+    if name == "auto":
+        name = "mirrored" if len(devices or gpus) > 1 else "one_device"
+    if name == "one_device":
+        return tf.distribute.OneDeviceStrategy(
+            (devices or gpus or ["CPU:0"])[0]
+        )
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy(devices or gpus or ["CPU:0"])
+    if name == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "tpu":
+        return _tpu_strategy(tpu)
+    raise UserError(
+        f"strategy.name must be one of {', '.join(NAMES)}. Received: {name!r}"
+    )
+
+
+def _check_devices(devices):
+    present = {
+        f"{device.device_type}:{device.name.rsplit(':', 1)[1]}"
+        for device in tf.config.list_logical_devices()
+    }
+    missing = [name for name in devices or () if name not in present]
+    if missing:
+        raise UserError(
+            f"strategy.devices names {', '.join(missing)}, but TensorFlow sees "
+            f"only {', '.join(sorted(present))} on this machine."
+        )
+
+
+def _tpu_strategy(tpu):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, tf.errors.OpError) as error:
+        raise UserError(
+            f"No TPU could be reached as strategy.tpu={tpu!r}; give the TPU's "
+            f'name, or "local" on a Cloud TPU VM. TensorFlow said: {error}'
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)

@@ -1,0 +1,179 @@
+"""The compiled steps: many updates, or one evaluation pass, per call."""
+
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer import objectives
+from keras_transfer.errors import UserError
+from keras_transfer.training import optimizers
+
+# Long enough that Python between calls costs nothing, short enough that the
+# progress bar moves and an interrupt is answered.
+_SECONDS_PER_CALL = 2.0
+
+
+class Trainer:
+    """One model, its optimizer and a strategy, as compiled functions.
+
+    Args:
+        model: `keras.Model` giving logits, made under `strategy`.
+        optimizer: Keras optimizer, built under `strategy`, that expects
+            gradients summed over replicas.
+        strategy: the `tf.distribute.Strategy`.
+        multi_label: bool, which loss and metric (see `objectives`).
+        batch_size: int, examples in a step over all replicas.
+        jit_compile: bool, whether XLA compiles the forward and backward pass.
+    """
+
+    def __init__(
+        self, model, optimizer, strategy, multi_label, batch_size, jit_compile
+    ):
+        if model.dtype_policy.compute_dtype == "float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer.build(model.trainable_variables)
+        self.model = model
+        self.optimizer = optimizer
+        self.strategy = strategy
+        self.multi_label = multi_label
+        self.batch_size = batch_size
+        self.checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
+        self._gradients = tf.function(
+            self._gradients, jit_compile=jit_compile or None
+        )
+        self._seconds_per_step = None
+
+    @property
+    def learning_rate(self):
+        """The rate of the next step, float."""
+        return float(self.optimizer.learning_rate)
+
+    def distribute(self, make_batches, **arguments):
+        """Returns a pipeline spread over the strategy's replicas.
+
+        Args:
+            make_batches: `Dataset.train_batches` or `Dataset.eval_batches`.
+            **arguments: passed on to it.
+        """
+        replicas = self.strategy.num_replicas_in_sync
+
+        def make(context):
+            workers = context.num_input_pipelines
+            return make_batches(
+                num_replicas=replicas // workers,
+                num_workers=workers,
+                worker=context.input_pipeline_id,
+                **arguments,
+            )
+
+        return self.strategy.distribute_datasets_from_function(make)
+
+    def train_epoch(self, iterator, first_step, steps, progress):
+        """Takes `steps` optimizer steps.
+
+        Args:
+            iterator: yields (images, targets), one element per replica a step.
+            first_step: int, steps taken before, to name a bad one.
+            steps: int, steps to take.
+            progress: called with the number of steps just taken.
+
+        Returns:
+            dict: "loss", mean in nats, and "accuracy" unless multi-label, over
+            the examples seen, as they were seen (augmented, under the weights
+            of the moment).
+
+        Raises:
+            UserError: naming the step at which the loss ceased to be finite.
+        """
+        done, sums = 0, np.zeros(2)
+        while done < steps:
+            count = min(self._steps_per_call(), steps - done)
+            began = time.perf_counter()
+            totals, bad_step = self._train_steps(iterator, tf.constant(count))
+            if bad_step >= 0:
+                _raise_not_finite(first_step + done + int(bad_step) + 1)
+            sums += totals.numpy()
+            self._time_call(count, time.perf_counter() - began)
+            done += count
+            progress(count)
+        loss, hits = sums / (steps * self.batch_size)
+        return {"loss": loss} | ({} if self.multi_label else {"accuracy": hits})
+
+    def predict(self, batches, num_examples):
+        """Returns the logits of an evaluation pipeline.
+
+        Args:
+            batches: distributed dataset of (images, targets, weights), padded
+                at the end.
+            num_examples: int, examples before the padding.
+
+        Returns:
+            float32 array [num_examples, K], in the pipeline's order.
+        """
+        logits = [self._predict_step(batch).numpy() for batch in batches]
+        return np.concatenate(logits)[:num_examples]
+
+    def _steps_per_call(self):
+        if self._seconds_per_step is None:
+            return 1
+        return max(1, int(_SECONDS_PER_CALL / self._seconds_per_step))
+
+    def _time_call(self, count, seconds):
+        # The first call of all traces and compiles, so it tells nothing.
+        first = self._seconds_per_step is None
+        self._seconds_per_step = _SECONDS_PER_CALL if first else seconds / count
+
+    @tf.function
+    def _train_steps(self, iterator, steps):
+        totals, bad_step = tf.zeros(2), tf.constant(-1)
+        for step in tf.range(steps):
+            sums = self.strategy.run(self._train_step, args=(next(iterator),))
+            sums = self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, None)
+            if bad_step < 0 and not tf.math.is_finite(sums[0]):
+                bad_step = step
+            totals += sums
+        return totals, bad_step
+
+    def _train_step(self, batch):
+        gradients, sums = self._gradients(*batch)
+        self.optimizer.apply(optimizers.sum_over_replicas(gradients))
+        return sums
+
+    def _gradients(self, images, targets):
+        with tf.GradientTape() as tape:
+            logits = self.model(images, training=True)
+            losses = objectives.example_losses(
+                targets, logits, self.multi_label
+            )
+            loss = self._scale(tf.reduce_sum(losses) / self.batch_size)
+        gradients = tape.gradient(loss, self._trainable())
+        hits = objectives.example_hits(targets, logits, self.multi_label)
+        return gradients, tf.stack([tf.reduce_sum(losses), tf.reduce_sum(hits)])
+
+    def _scale(self, loss):
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            return self.optimizer.scale_loss(loss)
+        return loss
+
+    def _trainable(self):
+        return [variable.value for variable in self.model.trainable_variables]
+
+    @tf.function
+    def _predict_step(self, batch):
+        images, _, _ = batch
+        logits = self.strategy.run(
+            lambda x: tf.cast(self.model(x, training=False), tf.float32),
+            args=(images,),
+        )
+        return self.strategy.gather(logits, axis=0)
+
+
+def _raise_not_finite(step):
+    raise UserError(
+        f"The loss is no longer finite at step {step}. Most likely the "
+        "learning rate is too high: lower schedule's base_rate, lengthen its "
+        "warmup_epochs, or bound the gradient with SGD.global_clipnorm. The "
+        "checkpoints of the epochs before are kept."
+    )

@@ -1,0 +1,44 @@
+"""Packaging of keras_transfer."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+setup(
+    name="keras_transfer",
+    version="0.1.0",
+    description=(
+        "What did transfer learning give me, and where in the network is it?"
+    ),
+    long_description=pathlib.Path(__file__)
+    .with_name("README.md")
+    .read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["keras_transfer", "keras_transfer.*"]),
+    install_requires=[
+        # Keras' optimizer internals are overridden in one place
+        # (training/optimizers.py), so its minor version is pinned.
+        "keras>=3.12,<3.16",
+        "tensorflow>=2.20,<2.22",
+        "tensorboard",
+        "tensorflow-datasets>=4.9.9",
+        "tensorflow-probability>=0.25,<0.26",
+        "tf-keras>=2.20,<2.22",
+        "absl-py",
+        "gin-config>=0.5",
+        "matplotlib",
+        "mlxtend",
+        "numpy",
+        "pandas",
+        "scikit-learn",
+        "tqdm",
+    ],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
+        "test": ["pytest", "pillow", "ruff", "scipy"],
+        # A reference implementation for some tests, skipped without it.
+        "torch": ["torch==2.13.0"],
+    },
+)

@@ -1,0 +1,154 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_transfer import models
+from keras_transfer.errors import UserError
+
+layers = keras.layers
+
+
+def randomize(model, seed):
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        variable.assign(rng.uniform(0.1, 1.0, variable.shape))
+    return model
+
+
+def values(model):
+    return {v.path: v.numpy().copy() for v in model.weights}
+
+
+def batch_norm_network(num_classes, width=6):
+    """Automatically named layers: the names differ from build to build."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(width, 3),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Conv2D(width, 3),
+            layers.Flatten(),
+            layers.Dense(num_classes),
+        ]
+    )
+
+
+def test_everything_but_the_head_is_copied():
+    source = randomize(models.fixup_resnet(10, (16, 16, 1)), seed=1)
+    model = models.fixup_resnet(3, (16, 16, 1), seed=5)
+    before, expected = values(model), values(source)
+    models.initialize_from(model, source)
+    after = values(model)
+    head = {"fc.dense/kernel", "fc.dense/bias"}
+    for path in after:
+        np.testing.assert_array_equal(
+            after[path], (before if path in head else expected)[path]
+        )
+    for path, value in values(source).items():
+        np.testing.assert_array_equal(value, expected[path])
+    # The features, hence all that the head sees, are the source's.
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 1))
+    features = [
+        keras.Model(m.input, m.get_layer("fc.bias").output)(images)
+        for m in (model, source)
+    ]
+    np.testing.assert_array_equal(*features)
+
+
+def test_automatic_names_and_batch_statistics():
+    source = randomize(batch_norm_network(10), seed=1)
+    model = batch_norm_network(4)
+    assert {w.path for w in model.weights} != {w.path for w in source.weights}
+    fresh = [w.numpy().copy() for w in model.layers[-1].weights]
+    models.initialize_from(model, source)
+    for layer, found in zip(model.layers[:-1], source.layers[:-1], strict=True):
+        assert len(layer.weights) == len(found.weights)
+        for a, b in zip(layer.weights, found.weights, strict=True):
+            np.testing.assert_array_equal(a.numpy(), b.numpy())
+    np.testing.assert_array_equal(
+        model.layers[1].moving_variance, source.layers[1].moving_variance
+    )
+    for a, b in zip(model.layers[-1].weights, fresh, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b)
+
+
+def test_named_layers_are_matched_by_name():
+    """Two parallel branches of one shape, built in either order."""
+
+    def build(branches):
+        x = keras.Input((4,))
+        outputs = [layers.Dense(4, name=name)(x) for name in branches]
+        return keras.Model(x, layers.Dense(2, name="head")(sum(outputs)))
+
+    source = randomize(build(["left", "right"]), seed=1)
+    model = build(["right", "left"])
+    models.initialize_from(model, source)
+    for name in ("left", "right"):
+        np.testing.assert_array_equal(
+            model.get_layer(name).kernel, source.get_layer(name).kernel
+        )
+
+
+def test_a_model_used_as_a_layer_is_copied_inside():
+    def build():
+        backbone = batch_norm_network(5)
+        return keras.Sequential([backbone, layers.Dense(3)])
+
+    source = randomize(build(), seed=1)
+    source.build((None, 8, 8, 1))
+    model = build()
+    model.build((None, 8, 8, 1))
+    models.initialize_from(model, source)
+    for a, b in zip(model.weights[:-2], source.weights[:-2], strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert not np.any(model.weights[-2].numpy() == source.weights[-2].numpy())
+
+
+def test_into_a_model_of_a_strategy():
+    source = randomize(models.fixup_resnet(10, (16, 16, 1)), seed=1)
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = models.fixup_resnet(3, (16, 16, 1))
+    models.initialize_from(model, source)
+    np.testing.assert_array_equal(
+        model.get_layer("layer2.0.conv2").kernel.numpy(),
+        source.get_layer("layer2.0.conv2").kernel.numpy(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            lambda: models.fixup_resnet(10, (16, 16, 3)),
+            r"Expected layer 'conv1.conv' .*\(3, 3, 1, 16\).*"
+            r"Received: .*\(3, 3, 3, 16\)",
+        ),
+        (
+            lambda: models.fixup_resnet(10, (16, 16, 1), (16, 32, 64), 2),
+            "'layer2.0.conv1' .*Received: layer 'layer1.1.conv1'",
+        ),
+        (
+            lambda: models.fixup_resnet(10, (16, 16, 1), (16, 32)),
+            "Expected layer 'layer3.0.conv1' .*Received: no further layer",
+        ),
+        (
+            lambda: batch_norm_network(10),
+            "Expected layer 'conv1.conv'.*Received: ",
+        ),
+    ],
+)
+def test_another_architecture_changes_nothing(source, message):
+    model = models.fixup_resnet(10, (16, 16, 1))
+    before = values(model)
+    with pytest.raises(UserError, match=message):
+        models.initialize_from(model, randomize(source(), seed=1))
+    for path, value in values(model).items():
+        np.testing.assert_array_equal(value, before[path])
+
+
+def test_source_must_be_a_functional_model():
+    model = models.fixup_resnet(10, (16, 16, 1))
+    with pytest.raises(UserError, match="functional Keras model"):
+        models.initialize_from(model, None)
