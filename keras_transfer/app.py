@@ -56,7 +56,7 @@ def run(main):
     """
 
     def guarded(argv):
-        if flags.FLAGS["verbosity"].using_default_value:
+        if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         if len(argv) > 1:
             _fail(f"Flags begin with --. Received: {' '.join(argv[1:])}")

@@ -25,6 +25,7 @@ import keras
 import tensorflow as tf
 
 from keras_transfer import data
+from keras_transfer import models as _models  # noqa: F401, its layers load
 from keras_transfer.errors import UserError
 
 _EPOCH_DIRECTORY = re.compile(r"epoch-(\d{4,})")
@@ -203,7 +204,7 @@ class Run:
         """
         self.check_exists()
         epoch = self.resolve_epoch(epoch)
-        model = keras.models.model_from_json(_read_text(self._model_path))
+        model = self._build_model()
         status = self.restore(tf.train.Checkpoint(model=model), epoch)
         try:
             status.assert_existing_objects_matched().expect_partial()
@@ -234,7 +235,7 @@ class Run:
         import pandas
 
         self.check_exists()
-        return pandas.read_csv(self.metrics_path, float_precision="round_trip")
+        return pandas.read_csv(self.metrics_path)
 
     def metric_rows(self):
         """Returns metrics.csv as a list of dicts of strings, [] if absent."""
@@ -250,6 +251,17 @@ class Run:
                 f"{self.path} is not a run directory: it has no config.gin. "
                 "Give the --work_dir of a bin/train command."
             )
+
+    def _build_model(self):
+        architecture = _read_text(self._model_path)
+        try:
+            return keras.models.model_from_json(architecture)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{self._model_path} does not give a model. If it has layers "
+                "of your own, import the module that defines them first (in a "
+                f"gin file: `import my_layers`). Keras said: {error}"
+            ) from error
 
     def _checkpoint_directory(self, epoch):
         return self.checkpoints_path / f"epoch-{epoch:04d}"

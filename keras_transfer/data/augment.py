@@ -47,10 +47,9 @@ def random_flip():
 
     def flip(images, uniforms, size):
         del size
-        flipped = uniforms[:, 0] < 0.5
-        return tf.where(
-            flipped[:, None, None, None], images[:, :, ::-1], images
-        )
+        column = tf.range(tf.shape(images)[2])
+        columns = tf.where(uniforms < 0.5, column[::-1], column)
+        return tf.gather(images, columns, axis=2, batch_dims=1)
 
     return Augmentation(1, flip)
 

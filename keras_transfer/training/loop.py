@@ -75,12 +75,11 @@ def train(
         UserError: if the directory holds another configuration's run, P does
             not fit, or the loss is no longer finite.
     """
-    if epochs < 1:
-        raise UserError(f"train.epochs must be at least 1. Received: {epochs}")
+    _check_arguments(epochs, mixup_alpha, keep_epochs)
     run = runs.Run(work_dir)
     strategy = strategy()
     steps = dataset.steps_per_epoch(batch_size)
-    keras.config.set_dtype_policy(dtype_policy)
+    _set_dtype_policy(dtype_policy)
     with strategy.scope():
         net = model(
             num_classes=len(dataset.info.class_names),
@@ -162,6 +161,31 @@ def train(
                 f"{test_summary[record.metric]:.4f}"
             )
     return run
+
+
+def _check_arguments(epochs, mixup_alpha, keep_epochs):
+    if not isinstance(epochs, int) or epochs < 1:
+        raise UserError(
+            "train.epochs must be a whole number of at least 1. "
+            f"Received: {epochs!r}"
+        )
+    if not mixup_alpha >= 0:
+        raise UserError(
+            "train.mixup_alpha must be 0 (no mixup) or positive. "
+            f"Received: {mixup_alpha!r}"
+        )
+    if keep_epochs != "all" and not isinstance(keep_epochs, list | tuple):
+        raise UserError(
+            'train.keep_epochs must be "all" or a list of epochs. '
+            f"Received: {keep_epochs!r}"
+        )
+
+
+def _set_dtype_policy(name):
+    try:
+        keras.config.set_dtype_policy(name)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"train.dtype_policy: {error}") from error
 
 
 def _begin_or_resume(run, record, trainer, dataset):

@@ -87,18 +87,21 @@ class Trainer:
         Raises:
             UserError: naming the step at which the loss ceased to be finite.
         """
-        done, sums = 0, np.zeros(2)
+        sums = np.empty((steps, 2), np.float32)
+        done = 0
         while done < steps:
             count = min(self._steps_per_call(), steps - done)
             began = time.perf_counter()
-            totals, bad_step = self._train_steps(iterator, tf.constant(count))
-            if bad_step >= 0:
-                _raise_not_finite(first_step + done + int(bad_step) + 1)
-            sums += totals.numpy()
+            part = self._train_steps(iterator, tf.constant(count)).numpy()
+            bad = np.flatnonzero(~np.isfinite(part[:, 0]))
+            if bad.size:
+                _raise_not_finite(first_step + done + bad[0] + 1)
             self._time_call(count, time.perf_counter() - began)
+            sums[done : done + count] = part
             done += count
             progress(count)
-        loss, hits = sums / (steps * self.batch_size)
+        # Summed at once, so that how steps were grouped does not show.
+        loss, hits = sums.sum(0, dtype=np.float64) / (steps * self.batch_size)
         return {"loss": loss} | ({} if self.multi_label else {"accuracy": hits})
 
     def predict(self, batches, num_examples):
@@ -127,14 +130,12 @@ class Trainer:
 
     @tf.function
     def _train_steps(self, iterator, steps):
-        totals, bad_step = tf.zeros(2), tf.constant(-1)
+        sums = tf.TensorArray(tf.float32, steps, element_shape=[2])
         for step in tf.range(steps):
-            sums = self.strategy.run(self._train_step, args=(next(iterator),))
-            sums = self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, None)
-            if bad_step < 0 and not tf.math.is_finite(sums[0]):
-                bad_step = step
-            totals += sums
-        return totals, bad_step
+            part = self.strategy.run(self._train_step, args=(next(iterator),))
+            part = self.strategy.reduce(tf.distribute.ReduceOp.SUM, part, None)
+            sums = sums.write(step, part)
+        return sums.stack()
 
     def _train_step(self, batch):
         gradients, sums = self._gradients(*batch)

@@ -1,0 +1,24 @@
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import gin
+import keras
+import pytest
+import tensorflow as tf
+from absl import logging
+
+logging.set_verbosity(logging.WARNING)
+# Two devices on any machine, for what is spread over replicas.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean_state():
+    gin.clear_config()
+    yield
+    gin.clear_config()
+    keras.config.set_dtype_policy("float32")
