@@ -50,7 +50,9 @@ def test_killed_at_random_and_rerun_is_the_same_run(tmp_path, finished):
     status, _, errors = commands.run("train", *flags)
     assert status == 0, errors
     whole = finished.load_model().get_weights()
-    for a, b in zip(whole, Run(work_dir).load_model().get_weights()):
+    for a, b in zip(
+        whole, Run(work_dir).load_model().get_weights(), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
     assert (
         Run(work_dir).metrics_path.read_text()

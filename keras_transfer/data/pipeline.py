@@ -10,11 +10,17 @@ very stream it left.
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.preprocessing import Info, center_crop, normalize
+from keras_transfer.data.preprocessing import (
+    Info,
+    center_crop,
+    normalize,
+    shuffle_function,
+)
 from keras_transfer.data.storage import Images
 from keras_transfer.errors import UserError
 
@@ -52,6 +58,17 @@ class Split:
         """Returns stored images uint8 `[b, size, size, c]` as a NumPy array."""
         return np.asarray(self.images.array[self.rows[examples]])
 
+    def map_images(self, function):
+        """Returns the split with its stored images changed, in memory.
+
+        Args:
+            function: Takes and returns uint8 images `[b, size, size, c]`.
+        """
+        chunks = np.array_split(np.arange(len(self)), len(self) // 256 + 1)
+        images = [function(self.raw_images(c)).numpy() for c in chunks]
+        images = Images(np.concatenate(images))
+        return Split(images, np.arange(len(self)), self.labels)
+
     def fetch(self, examples, num_classes):
         """Fetches examples inside a `tf.data` function.
 
@@ -75,7 +92,7 @@ class Split:
             return tf.constant(self.rows), tf.constant(self.labels)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test images with all that is known about them.
 
@@ -145,46 +162,37 @@ class Dataset:
                 f"There are only {len(self.train)} training examples. "
                 f"Received: batch_size={batch_size}; choose a smaller one."
             )
-        size, num_classes = self.info.image_shape[0], self._num_classes
-        num_uniforms = sum(a.num_uniforms for a in augmentation)
+        source = self if augmentation else self._blocks_moved
+        size = self.info.image_shape[0]
 
         def epoch_parts(epoch):
-            keys = tf.unstack(tf.random.split([seed, epoch], 4))
-            order = tf.random.experimental.stateless_shuffle(
-                tf.range(len(self.train)), keys[0]
+            parts, uniforms = _draw_epoch(
+                [seed, epoch],
+                len(self.train),
+                [steps, num_parts, batch_size // num_parts],
+                sum(a.num_uniforms for a in augmentation),
+                mixup_alpha,
             )
-            per_part = [steps, num_parts, batch_size // num_parts]
-            parts = {
-                "examples": tf.reshape(order[: steps * batch_size], per_part)
-            }
-            if mixup_alpha:
-                weight = _beta(mixup_alpha, [steps, 1], keys[1])
-                parts["weight"] = tf.repeat(weight, num_parts, axis=1)
-                draw = tf.random.stateless_uniform(per_part, keys[2])
-                parts["partners"] = tf.argsort(draw)
             start = tf.where(epoch == first_epoch, first_step, 0)
-            parts = {
-                k: _own(v[start:], worker, num_replicas)
-                for k, v in parts.items()
-            }
-            # One row an example: its augmentation depends on nothing else.
-            table = tf.random.stateless_uniform(
-                [len(self.train), num_uniforms], keys[3]
+            parts = tf.nest.map_structure(
+                lambda x: _own(x[start:], worker, num_replicas), parts
             )
             return tf.data.Dataset.from_tensor_slices(parts).map(
                 lambda part: (
-                    part | {"uniforms": tf.gather(table, part["examples"])}
+                    part | {"uniforms": tf.gather(uniforms, part["examples"])}
                 )
             )
 
         def finish(part):
-            images, targets = self.train.fetch(part["examples"], num_classes)
+            images, targets = source.train.fetch(
+                part["examples"], self._num_classes
+            )
             uniforms = part["uniforms"]
             for augment in augmentation:
                 k = augment.num_uniforms
                 images = augment(images, uniforms[:, :k], size)
                 uniforms = uniforms[:, k:]
-            images = normalize(center_crop(images, size), self.info)
+            images = normalize(center_crop(images, size), source.info)
             if mixup_alpha:
                 weight, partners = part["weight"], part["partners"]
                 images = _mix(images, weight, partners)
@@ -225,29 +233,49 @@ class Dataset:
         """
         num_parts = num_workers * num_replicas
         _check_batch_size(batch_size, num_parts)
-        source = {"train": self.train, "test": self.test}[split]
-        steps = -(-len(source) // batch_size)
+        source = self._blocks_moved
+        examples = {"train": source.train, "test": source.test}[split]
+        steps = -(-len(examples) // batch_size)
         position = np.arange(steps * batch_size, dtype=np.int32).reshape(
             steps, num_parts, batch_size // num_parts
         )
-        position = _own(tf.constant(position), worker, num_replicas)
 
         def finish(position):
-            real = position < len(source)
-            images, targets = source.fetch(
+            real = position < len(examples)
+            images, targets = examples.fetch(
                 tf.where(real, position, 0), self._num_classes
             )
             images = center_crop(images, self.info.image_shape[0])
-            images = normalize(images, self.info)
+            images = normalize(images, source.info)
             return images, targets, tf.cast(real, tf.float32)
 
-        batches = tf.data.Dataset.from_tensor_slices(position)
+        batches = tf.data.Dataset.from_tensor_slices(
+            _own(tf.constant(position), worker, num_replicas)
+        )
         batches = batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
         return _finalize(batches, steps * num_replicas)
 
     @property
     def _num_classes(self):
         return len(self.info.class_names)
+
+    @functools.cached_property
+    def _blocks_moved(self):
+        """This dataset with blocks moved, once, in the images in memory.
+
+        Where nothing random comes first, crop and shuffle are the same for
+        every epoch; done again and again, moving small blocks would cost as
+        much as the rest of the pipeline.
+        """
+        if self.info.shuffle != "blocks" or not self.train.images.in_memory:
+            return self
+        size, shuffle = self.info.image_shape[0], shuffle_function(self.info)
+        train, test = (
+            split.map_images(lambda x: shuffle(center_crop(x, size)))
+            for split in (self.train, self.test)
+        )
+        info = dataclasses.replace(self.info, shuffle=None, block_size=None)
+        return Dataset(info, train, test)
 
 
 def _check_batch_size(batch_size, num_parts):
@@ -257,6 +285,39 @@ def _check_batch_size(batch_size, num_parts):
             f"replica. Received: batch_size={batch_size}; choose a positive "
             f"multiple of {num_parts}."
         )
+
+
+def _draw_epoch(seed, num_examples, shape, num_uniforms, mixup_alpha):
+    """Draws all that is random in an epoch.
+
+    Args:
+        seed: Pair (seed, epoch).
+        num_examples: Number of training examples.
+        shape: `[steps, num_parts, b]`.
+        num_uniforms: Random numbers an example needs for its augmentation.
+        mixup_alpha: Parameter of mixup's Beta distribution; 0 for none.
+
+    Returns:
+        parts: Dict of "examples" int32 `shape`, and for mixup "weight" float32
+            `shape[:2]`, equal over the parts of a step, and "partners" int32
+            `shape`, permutations of each part.
+        uniforms: float32 `[num_examples, num_uniforms]`.
+    """
+    seeds = tf.unstack(tf.random.split(seed, 4))
+    order = tf.random.experimental.stateless_shuffle(
+        tf.range(num_examples), seeds[0]
+    )
+    parts = {"examples": tf.reshape(order[: math.prod(shape)], shape)}
+    if mixup_alpha:
+        weight = _beta(mixup_alpha, [shape[0], 1], seeds[1])
+        parts["weight"] = tf.repeat(weight, shape[1], axis=1)
+        draw = tf.random.stateless_uniform(shape, seeds[2])
+        parts["partners"] = tf.argsort(draw)
+    # One row an example: its augmentation depends on nothing else.
+    uniforms = tf.random.stateless_uniform(
+        [num_examples, num_uniforms], seeds[3]
+    )
+    return parts, uniforms
 
 
 def _own(per_part, worker, num_replicas):

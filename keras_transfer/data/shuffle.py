@@ -31,7 +31,7 @@ def block_shuffle(image_size, block_size, seed):
         UserError: If `block_size` does not divide `image_size`.
     """
     if block_size < 1 or image_size % block_size:
-        sizes = [b for b in range(1, image_size) if image_size % b == 0]
+        sizes = [b for b in range(1, image_size + 1) if image_size % b == 0]
         raise UserError(
             f"Blocks of {block_size} pixels do not tile an image of "
             f"{image_size}. Received: block_size={block_size}; use one of "

@@ -1,8 +1,6 @@
 """Where decoded images are kept: in memory, or in a file too large for it."""
 
-import dataclasses
 import fcntl
-import functools
 import hashlib
 import json
 import os
@@ -19,15 +17,27 @@ DEFAULT_CACHE_DIR = "~/.cache/keras_transfer"
 _FORMAT = 1  # Part of every cache key: raise it when stored images change.
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Images:
     """Images of one size, fetched by their rows.
 
     Attributes:
-        array: uint8 `[n, size, size, c]`, in memory or memory-mapped.
+        array: uint8 `[n, size, size, c]`, memory-mapped or a read-only view of
+            a tensor.
     """
 
-    array: np.ndarray
+    def __init__(self, array):
+        self.array = array
+        if self.in_memory:
+            # Host memory, even beside a GPU. The view lets go of the original,
+            # so that images are held once.
+            with tf.init_scope(), tf.device("/CPU:0"):
+                self._tensor = tf.constant(array)
+            self.array = np.asarray(memoryview(self._tensor))
+
+    @property
+    def in_memory(self):
+        """Whether the images are in memory rather than in a file."""
+        return not isinstance(self.array, np.memmap)
 
     def gather(self, rows):
         """Fetches the images of a batch, inside a `tf.data` function.
@@ -38,18 +48,12 @@ class Images:
         Returns:
             uint8 tensor `[b, size, size, c]`.
         """
-        if not isinstance(self.array, np.memmap):
+        if self.in_memory:
             return tf.gather(self._tensor, rows)
         images = tf.numpy_function(
             lambda r: self.array[r], [rows], tf.uint8, stateful=False
         )
         return tf.ensure_shape(images, rows.shape + self.array.shape[1:])
-
-    @functools.cached_property
-    def _tensor(self):
-        # One tensor for all pipelines, in host memory even beside a GPU.
-        with tf.init_scope(), tf.device("/CPU:0"):
-            return tf.constant(self.array)
 
 
 def store(shape, fill, key, memory_budget, cache_dir=None):

@@ -71,19 +71,27 @@ class Record:
             with tempfile.TemporaryDirectory() as nowhere:
                 checkpoint.write(f"{nowhere}/checkpoint")
             return
+        self.write_metrics(epoch, step, summaries)
+        self.run.save(epoch, checkpoint)
+        self._settle(epoch)
+        self.write_summaries(epoch, summaries, scalars or {})
+
+    def write_metrics(self, epoch, step, summaries):
+        """Adds rows to metrics.csv; arguments as for `end_epoch`."""
         for split, summary in summaries.items():
             self._rows.append(
                 {"epoch": epoch, "step": step, "split": split}
                 | {name: f"{value:.9g}" for name, value in summary.items()}
             )
         self.run.write_metrics(self._rows)
-        self.run.save(epoch, checkpoint)
-        self._settle(epoch)
+
+    def write_summaries(self, epoch, summaries, scalars):
+        """Adds scalars to TensorBoard; arguments as for `end_epoch`."""
         with self._writer().as_default(step=epoch):
             for split, summary in summaries.items():
                 for name, value in summary.items():
                     tf.summary.scalar(f"{name}/{split}", value)
-            for name, value in (scalars or {}).items():
+            for name, value in scalars.items():
                 tf.summary.scalar(name, value)
         self._writer().flush()
 
