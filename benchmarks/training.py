@@ -12,7 +12,6 @@ and are timed apart.
 """
 
 import argparse
-import functools
 import pathlib
 import statistics
 import tempfile
@@ -89,13 +88,18 @@ def measure(options, scratch):
     strategy = tf.distribute.get_strategy()
     # The rate is tiny, so that noise images cannot make the loss diverge.
     optimizer = SGD(constant(steps, 1, base_rate=1e-6))
-    trainer = Trainer(model, optimizer, strategy, False, batch_size, False)
-    batches = functools.partial(
-        dataset.train_batches, batch_size, seed=0, augmentation=augmentation
+    trainer = Trainer(
+        model,
+        optimizer,
+        strategy,
+        multi_label=False,
+        batch_size=batch_size,
+        finish=lambda part: dataset.finish(part, augmentation),
     )
-    images, targets = next(iter(batches()))
+    drawn = {"batch_size": batch_size, "seed": 0, "augmentation": augmentation}
+    images, targets = next(iter(dataset.train_batches(**drawn)))
     bare = bare_steps(trainer, images, targets)
-    iterator = iter(trainer.distribute(batches))
+    iterator = iter(trainer.distribute(dataset.train_parts, **drawn))
     test = trainer.distribute(
         dataset.eval_batches, split="test", batch_size=min(256, batch_size * 4)
     )

@@ -65,7 +65,8 @@ class Split:
             function: Takes and returns uint8 images `[b, size, size, c]`.
         """
         chunks = np.array_split(np.arange(len(self)), len(self) // 256 + 1)
-        images = [function(self.raw_images(c)).numpy() for c in chunks]
+        with tf.init_scope():  # Also when first asked for inside a graph.
+            images = [function(self.raw_images(c)).numpy() for c in chunks]
         images = Images(np.concatenate(images))
         return Split(images, np.arange(len(self)), self.labels)
 
@@ -154,6 +155,48 @@ class Dataset:
             UserError: If the batch is larger than the training split or
                 cannot be cut into equal parts.
         """
+        parts = self.train_parts(
+            batch_size,
+            seed,
+            augmentation,
+            mixup_alpha,
+            first_epoch,
+            first_step,
+            num_replicas,
+            num_workers,
+            worker,
+        )
+        batches = parts.map(
+            lambda part: self.finish(part, augmentation),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        return _finalize(batches, tf.data.INFINITE_CARDINALITY)
+
+    def train_parts(
+        self,
+        batch_size,
+        seed,
+        augmentation=(),
+        mixup_alpha=0.0,
+        first_epoch=0,
+        first_step=0,
+        num_replicas=1,
+        num_workers=1,
+        worker=0,
+    ):
+        """Makes the stream of what `finish` turns into training batches.
+
+        For a training step that runs on the CPU itself: with images in memory
+        it finishes its batch sooner than another thread, competing for the
+        same cores, hands it over.
+
+        Args and errors are those of `train_batches`.
+
+        Returns:
+            An infinite `tf.data.Dataset` of dicts: "examples" int32 `[b]`,
+            "uniforms" float32 `[b, k]`, and for mixup "weight" float32 scalar
+            and "partners" int32 `[b]`.
+        """
         num_parts = num_workers * num_replicas
         _check_batch_size(batch_size, num_parts)
         steps = self.steps_per_epoch(batch_size)
@@ -162,8 +205,6 @@ class Dataset:
                 f"There are only {len(self.train)} training examples. "
                 f"Received: batch_size={batch_size}; choose a smaller one."
             )
-        source = self if augmentation else self._blocks_moved
-        size = self.info.image_shape[0]
 
         def epoch_parts(epoch):
             parts, uniforms = _draw_epoch(
@@ -183,25 +224,41 @@ class Dataset:
                 )
             )
 
-        def finish(part):
-            images, targets = source.train.fetch(
-                part["examples"], self._num_classes
-            )
-            uniforms = part["uniforms"]
-            for augment in augmentation:
-                k = augment.num_uniforms
-                images = augment(images, uniforms[:, :k], size)
-                uniforms = uniforms[:, k:]
-            images = normalize(center_crop(images, size), source.info)
-            if mixup_alpha:
-                weight, partners = part["weight"], part["partners"]
-                images = _mix(images, weight, partners)
-                targets = _mix(targets, weight, partners)
-            return images, targets
+        parts = tf.data.Dataset.counter(first_epoch).flat_map(epoch_parts)
+        return _finalize(parts, tf.data.INFINITE_CARDINALITY)
 
-        batches = tf.data.Dataset.counter(first_epoch).flat_map(epoch_parts)
-        batches = batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
-        return _finalize(batches, tf.data.INFINITE_CARDINALITY)
+    def finish(self, part, augmentation):
+        """Fetches, augments and normalizes one batch, inside a graph.
+
+        Args:
+            part: Element of `train_parts`.
+            augmentation: The sequence of `Augmentation` it was drawn for.
+
+        Returns:
+            Images float32 `[b, h, w, c]` and targets float32
+            `[b, num_classes]`.
+        """
+        source = self if augmentation else self._blocks_moved
+        size = self.info.image_shape[0]
+        images, targets = source.train.fetch(
+            part["examples"], self._num_classes
+        )
+        uniforms = part["uniforms"]
+        for augment in augmentation:
+            k = augment.num_uniforms
+            images = augment(images, uniforms[:, :k], size)
+            uniforms = uniforms[:, k:]
+        images = normalize(center_crop(images, size), source.info)
+        if "weight" in part:
+            weight, partners = part["weight"], part["partners"]
+            images = _mix(images, weight, partners)
+            targets = _mix(targets, weight, partners)
+        return images, targets
+
+    @property
+    def in_memory(self):
+        """Whether all images are in memory, decoded."""
+        return self.train.images.in_memory
 
     def eval_batches(
         self,

@@ -1,6 +1,5 @@
 """Training one model, from a configuration to a run directory."""
 
-import functools
 import time
 
 import gin
@@ -79,6 +78,9 @@ def train(
     run = runs.Run(work_dir)
     strategy = strategy()
     steps = dataset.steps_per_epoch(batch_size)
+    augmentation = tuple(augmentation)
+    # On the CPU the step finishes its batches itself; see `train_parts`.
+    in_step = dataset.in_memory and not _has_accelerator()
     _set_dtype_policy(dtype_policy)
     with strategy.scope():
         net = model(
@@ -96,6 +98,9 @@ def train(
             dataset.info.multi_label,
             batch_size,
             _has_accelerator() if jit_compile is None else jit_compile,
+            (lambda part: dataset.finish(part, augmentation))
+            if in_step
+            else None,
         )
 
     record = Record(
@@ -109,29 +114,21 @@ def train(
         print(f"{run.path} is finished: all {epochs} epochs are trained.")
         return run
 
-    test_targets = dataset.test.targets(len(dataset.info.class_names))
-    test_batches = trainer.distribute(
-        dataset.eval_batches, split="test", batch_size=eval_batch_size
-    )
-
-    def evaluate():
-        logits = trainer.predict(test_batches, dataset.info.num_test)
-        return objectives.summarize(test_targets, logits, dataset.info)
-
+    evaluate = _evaluation(trainer, dataset, eval_batch_size)
     if done is None:
         record.end_epoch(0, 0, {"test": evaluate()}, trainer.checkpoint)
         done = 0
-    train_batches = functools.partial(
-        dataset.train_batches,
-        batch_size=batch_size,
-        seed=seed,
-        augmentation=tuple(augmentation),
-        mixup_alpha=mixup_alpha,
-    )
+    drawn = {
+        "batch_size": batch_size,
+        "seed": seed,
+        "augmentation": augmentation,
+        "mixup_alpha": mixup_alpha,
+    }
     if done == 0 and record.is_chief:
-        images, _ = next(iter(train_batches(first_epoch=0)))
+        images, _ = next(iter(dataset.train_batches(**drawn)))
         record.show_inputs(images.numpy(), dataset.info)
-    iterator = iter(trainer.distribute(train_batches, first_epoch=done))
+    make_batches = dataset.train_parts if in_step else dataset.train_batches
+    iterator = iter(trainer.distribute(make_batches, first_epoch=done, **drawn))
     with tqdm(
         desc=run.path.name,
         total=epochs * steps,
@@ -186,6 +183,20 @@ def _set_dtype_policy(name):
         keras.config.set_dtype_policy(name)
     except (TypeError, ValueError) as error:
         raise UserError(f"train.dtype_policy: {error}") from error
+
+
+def _evaluation(trainer, dataset, batch_size):
+    """Returns a function that gives loss and metrics on the test split."""
+    targets = dataset.test.targets(len(dataset.info.class_names))
+    batches = trainer.distribute(
+        dataset.eval_batches, split="test", batch_size=batch_size
+    )
+
+    def evaluate():
+        logits = trainer.predict(batches, len(targets))
+        return objectives.summarize(targets, logits, dataset.info)
+
+    return evaluate
 
 
 def _begin_or_resume(run, record, trainer, dataset):

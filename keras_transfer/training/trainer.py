@@ -26,10 +26,19 @@ class Trainer:
         multi_label: bool, which loss and metric (see `objectives`).
         batch_size: int, examples in a step over all replicas.
         jit_compile: bool, whether XLA compiles the forward and backward pass.
+        finish: function, run inside the step, from an element of the training
+            pipeline to (images, targets); None if elements are that already.
     """
 
     def __init__(
-        self, model, optimizer, strategy, multi_label, batch_size, jit_compile
+        self,
+        model,
+        optimizer,
+        strategy,
+        multi_label,
+        batch_size,
+        jit_compile=False,
+        finish=None,
     ):
         if model.dtype_policy.compute_dtype == "float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -39,6 +48,7 @@ class Trainer:
         self.strategy = strategy
         self.multi_label = multi_label
         self.batch_size = batch_size
+        self._finish = finish or (lambda batch: batch)
         self.checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
         self._gradients = tf.function(
             self._gradients, jit_compile=jit_compile or None
@@ -54,7 +64,8 @@ class Trainer:
         """Returns a pipeline spread over the strategy's replicas.
 
         Args:
-            make_batches: `Dataset.train_batches` or `Dataset.eval_batches`.
+            make_batches: `Dataset.train_batches`, `train_parts` or
+                `eval_batches`.
             **arguments: passed on to it.
         """
         replicas = self.strategy.num_replicas_in_sync
@@ -74,7 +85,8 @@ class Trainer:
         """Takes `steps` optimizer steps.
 
         Args:
-            iterator: yields (images, targets), one element per replica a step.
+            iterator: yields what `finish` takes, one element per replica a
+                step.
             first_step: int, steps taken before, to name a bad one.
             steps: int, steps to take.
             progress: called with the number of steps just taken.
@@ -137,8 +149,8 @@ class Trainer:
             sums = sums.write(step, part)
         return sums.stack()
 
-    def _train_step(self, batch):
-        gradients, sums = self._gradients(*batch)
+    def _train_step(self, element):
+        gradients, sums = self._gradients(*self._finish(element))
         self.optimizer.apply(optimizers.sum_over_replicas(gradients))
         return sums
 
