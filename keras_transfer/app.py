@@ -1,5 +1,6 @@
 """What the commands under `bin/` share: flags, gin, and plain sentences."""
 
+import logging as standard_logging
 import os
 import sys
 
@@ -37,6 +38,8 @@ def parse_gin():
     for name in GIN_FILE.value:
         # So that an include is found beside the file that includes it.
         gin.add_config_file_search_path(os.path.dirname(name))
+    # Gin logs an error for every place where an include is not.
+    standard_logging.disable(standard_logging.ERROR)
     try:
         gin.parse_config_files_and_bindings(GIN_FILE.value, GIN_BINDINGS.value)
     except (OSError, ValueError, SyntaxError, ImportError) as error:
@@ -46,6 +49,8 @@ def parse_gin():
             f"The configuration cannot be used: {_message(error)}\n"
             f"Received: {' '.join(received)}"
         ) from error
+    finally:
+        standard_logging.disable(standard_logging.NOTSET)
 
 
 def run(main):

@@ -2,7 +2,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import torch_fixup
 
+from keras_transfer import models
 from keras_transfer.training import SGD
 
 
@@ -128,3 +130,46 @@ def test_config_makes_the_same_optimizer():
     optimizer = SGD(0.3, momentum=0.8, weight_decay=0.02, global_clipnorm=2.0)
     again = SGD.from_config(optimizer.get_config())
     assert again.get_config() == optimizer.get_config()
+
+
+def test_five_steps_of_a_fixup_network_agree_with_torch():
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    rng = np.random.default_rng(0)
+    model = models.fixup_resnet18(5, (33, 33, 3))
+    network = torch_fixup.torch_network(
+        "imagenet", 3, (64, 128, 256, 512), (2, 2, 2, 2), 2, num_classes=5
+    )
+    torch_fixup.copy_weights(model, network)
+    start = {n: p.detach().clone() for n, p in network.named_parameters()}
+    scalars, others = [], []
+    for name, parameter in network.named_parameters():
+        is_scalar = "bias" in name or "scale" in name
+        (scalars if is_scalar else others).append(parameter)
+    theirs = torch.optim.SGD(
+        [{"params": others}, {"params": scalars, "lr": 0.002}],
+        lr=0.02,
+        momentum=0.9,
+        weight_decay=1e-4,
+    )
+    ours = SGD(0.02)
+    for _ in range(5):
+        x = rng.normal(size=(8, 33, 33, 3)).astype("float32")
+        y = np.eye(5, dtype="float32")[rng.integers(5, size=8)]
+        logits = network(torch.tensor(x).permute(0, 3, 1, 2))
+        theirs.zero_grad()
+        torch.nn.functional.cross_entropy(logits, torch.tensor(y)).backward()
+        theirs.step()
+        with tf.GradientTape() as tape:
+            loss = loss_of(model, x, y)
+        variables = model.trainable_variables
+        ours.apply(tape.gradient(loss, variables), variables)
+    parameters = dict(network.named_parameters())
+    worst = 0.0
+    for variable in model.trainable_variables:
+        name = torch_fixup.torch_name(variable.path)
+        expected = parameters[name].detach()
+        assert not torch.equal(expected, start[name])
+        difference = torch_fixup.to_torch(variable.numpy()) - expected.numpy()
+        worst = max(worst, np.abs(difference).max())
+    print(f"largest difference of a parameter after 5 steps: {worst:.1e}")
+    assert worst < 1e-5

@@ -22,7 +22,7 @@ def digits():
 def train_digits(work_dir, dataset, **changes):
     arguments = {
         "model": small_net,
-        "dataset": dataset,
+        "dataset": lambda: dataset,
         "epochs": 2,
         "batch_size": 16,
         "schedule": functools.partial(cosine, base_rate=0.05),

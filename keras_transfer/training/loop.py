@@ -45,7 +45,8 @@ def train(
         work_dir: the run directory, made if need be.
         model: factory called with `num_classes`, `input_shape` and `seed`;
             returns a Keras model that gives logits.
-        dataset: a `data.Dataset`.
+        dataset: factory of a `data.Dataset`, such as `data.load` with its
+            arguments bound; called once the strategy is there.
         epochs: int, passes over the training split.
         batch_size: int, examples in an optimizer step, over all replicas.
         schedule: factory called with `steps_per_epoch` and `epochs`; returns
@@ -77,6 +78,7 @@ def train(
     _check_arguments(epochs, mixup_alpha, keep_epochs)
     run = runs.Run(work_dir)
     strategy = strategy()
+    dataset = dataset()
     steps = dataset.steps_per_epoch(batch_size)
     augmentation = tuple(augmentation)
     # On the CPU the step finishes its batches itself; see `train_parts`.

@@ -30,6 +30,9 @@ def strategy(name="auto", devices=None, tpu=""):
         UserError: for an unknown name, a device this machine lacks or a TPU
             that cannot be reached.
     """
+    if name == "multi_worker":
+        # Before anything else touches TensorFlow's runtime, as it demands.
+        return tf.distribute.MultiWorkerMirroredStrategy()
     _check_devices(devices)
     gpus = [
         f"GPU:{i}" for i in range(len(tf.config.list_logical_devices("GPU")))
@@ -42,8 +45,6 @@ def strategy(name="auto", devices=None, tpu=""):
         )
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(devices or gpus or ["CPU:0"])
-    if name == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
         return _tpu_strategy(tpu)
     raise UserError(
