@@ -4,6 +4,8 @@ Targets are always float vectors [n, K]: one-hot (or mixed) for classification,
 multi-hot for multi-label data.
 """
 
+import warnings
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -42,7 +44,8 @@ def example_hits(targets, logits, multi_label):
         multi_label: bool.
     """
     if multi_label:
-        return keras.metrics.binary_accuracy(targets, logits, threshold=0.0)
+        hits = keras.metrics.binary_accuracy(targets, logits, threshold=0.0)
+        return tf.reduce_mean(tf.cast(hits, tf.float32), axis=-1)
     hits = keras.metrics.categorical_accuracy(targets, logits)
     return tf.cast(hits, tf.float32)
 
@@ -62,8 +65,9 @@ def summarize(targets, logits, info):
 
     Returns:
         dict of float: "loss", then "accuracy" for classification, or "auc"
-        (mean over the findings that have one) and "auc_<finding>" each
-        (scikit-learn's value; NaN where a split holds one class only).
+        (mean over the findings that have one), "findings" (over how many it was
+        taken) and "auc_<finding>" each (scikit-learn's value; NaN, with a
+        warning, where a split holds one class only).
     """
     losses = example_losses(targets, logits, info.multi_label)
     summary = {"loss": float(np.mean(losses, dtype=np.float64))}
@@ -75,8 +79,16 @@ def summarize(targets, logits, info):
         for k, name in enumerate(info.class_names)
     }
     known = [value for value in aucs.values() if not np.isnan(value)]
+    if len(known) < len(aucs):
+        unknown = [name[4:] for name in aucs if np.isnan(aucs[name])]
+        warnings.warn(
+            "The AUC is not defined where all examples are positive or all "
+            f"negative: {', '.join(unknown)}. The mean is over the other "
+            f"{len(known)} of {len(aucs)} findings.",
+            stacklevel=2,
+        )
     mean = float(np.mean(known)) if known else float("nan")
-    return summary | {"auc": mean} | aucs
+    return summary | {"auc": mean, "findings": float(len(known))} | aucs
 
 
 def _auc(targets, logits):

@@ -7,7 +7,8 @@ import tensorflow as tf
 from absl import logging
 
 from keras_transfer import data
-from keras_transfer.data import folder as folder_module
+from keras_transfer.data import encoded
+from keras_transfer.data.preprocessing import Fit
 from keras_transfer.errors import UserError
 
 pil = pytest.importorskip("PIL.Image")
@@ -28,7 +29,7 @@ def _save(path, array, **kwargs):
 
 @pytest.fixture(autouse=True)
 def _empty_cache():
-    folder_module._decoded.cache_clear()
+    encoded._decoded.cache_clear()
 
 
 @pytest.fixture
@@ -48,13 +49,13 @@ def _raw(split):
 
 def _count_decodes(monkeypatch):
     calls = []
-    fill = folder_module._fill
+    fill = encoded._fill
 
-    def counting(array, files):
-        calls.append(len(files))
-        return fill(array, files)
+    def counting(array, images, fit):
+        calls.append(len(images))
+        return fill(array, images, fit)
 
-    monkeypatch.setattr(folder_module, "_fill", counting)
+    monkeypatch.setattr(encoded, "_fill", counting)
     return calls
 
 
@@ -86,9 +87,8 @@ def test_relative_data_dir_is_kept_absolute(root, monkeypatch):
 
 
 def _decode(path, size, channels=3):
-    return folder_module.decode_image(
-        tf.io.read_file(str(path)), size, channels
-    ).numpy()
+    image = encoded.decode_image(tf.io.read_file(str(path)))
+    return Fit("crop", size, size, channels)(image).numpy()
 
 
 def test_png_of_every_kind(tmp_path):
@@ -198,7 +198,7 @@ def test_damaged_files_are_skipped_and_counted(
             memory_budget=memory_budget,
             cache_dir=str(tmp_path_factory.getbasetemp() / "cache"),
         )
-        folder_module._decoded.cache_clear()
+        encoded._decoded.cache_clear()
         assert (dataset.info.num_train, dataset.info.num_test) == (11, 3)
         for split in ("train", "test"):
             files = [
@@ -271,7 +271,7 @@ def cached(root, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def load():
-        folder_module._decoded.cache_clear()
+        encoded._decoded.cache_clear()
         return data.load(
             "folder",
             8,
@@ -336,12 +336,12 @@ def test_interrupted_caching_starts_again(root, tmp_path_factory, monkeypatch):
         "cache_dir": str(cache),
     }
 
-    def interrupted(array, files):
+    def interrupted(array, images, fit):
         array[:3] = 1
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "_fill", interrupted)
+        patch.setattr(encoded, "_fill", interrupted)
         with pytest.raises(KeyboardInterrupt):
             data.load("folder", 8, **kwargs)
     assert [p.suffix for p in cache.iterdir() if p.is_dir()] == [".partial"]

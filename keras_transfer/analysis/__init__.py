@@ -1,7 +1,59 @@
 """Analyses of trained models (paper section 3 and appendix)."""
 
 from keras_transfer.analysis.analyze import analyze
+from keras_transfer.analysis.averaging import averaging
+from keras_transfer.analysis.basin import Basin, basin
+from keras_transfer.analysis.distance import distance, module_distances
+from keras_transfer.analysis.interpolation import (
+    barrier_height,
+    interpolation,
+)
+from keras_transfer.analysis.loss_surface import LossSurface, dataset_surface
+from keras_transfer.analysis.mistakes import (
+    error_consistency,
+    expected_calibration_error,
+    mistakes,
+)
 from keras_transfer.analysis.output import Output
+from keras_transfer.analysis.plane import plane
+from keras_transfer.analysis.similarity import (
+    feature_similarity,
+    linear_cka,
+    rbf_cka,
+    similarity,
+)
+from keras_transfer.analysis.spectrum import (
+    conv_spectrum,
+    model_spectra,
+    spectrum,
+)
 from keras_transfer.analysis.subjects import Subject, Subjects
+from keras_transfer.analysis.weight_space import Points
 
-__all__ = ["Output", "Subject", "Subjects", "analyze"]
+__all__ = [
+    "Basin",
+    "LossSurface",
+    "Output",
+    "Points",
+    "Subject",
+    "Subjects",
+    "analyze",
+    "averaging",
+    "barrier_height",
+    "basin",
+    "conv_spectrum",
+    "dataset_surface",
+    "distance",
+    "error_consistency",
+    "expected_calibration_error",
+    "feature_similarity",
+    "interpolation",
+    "linear_cka",
+    "mistakes",
+    "model_spectra",
+    "module_distances",
+    "plane",
+    "rbf_cka",
+    "similarity",
+    "spectrum",
+]

@@ -1,11 +1,13 @@
 """Where an analysis leaves its tables and figures."""
 
+import functools
 import os
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.analysis.results import Results
 from keras_transfer.runs import write_text
 
 # Okabe and Ito's palette, safe for colour-blind readers; the same colour for
@@ -19,6 +21,8 @@ COLOURS = {
     "P-T/RI-T": "#CC79A7",
     "RI-T/P-T": "#CC79A7",
     "RI-T/RI-T": "#D55E00",
+    "P to P-T": "#009E73",
+    "RI to RI-T": "#999999",
 }
 _OTHER_COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#000000")
 
@@ -47,6 +51,39 @@ def new_figure(width=6.4, height=4.0, rows=1, columns=1, **kwargs):
     return figure, figure.subplots(rows, columns, **kwargs)
 
 
+def plot_by(axes, table, x, y, by):
+    """Draws, for each kind, the mean over models and their whole range.
+
+    Args:
+        axes: of Matplotlib.
+        table: tidy `pandas.DataFrame`.
+        x: str, its column of positions, numbers or names in order.
+        y: str, its column of values.
+        by: str, its column of kinds of model or pair.
+    """
+    for kind, rows in table.groupby(by, sort=False):
+        values = rows.groupby(x, sort=False)[y].agg(["mean", "min", "max"])
+        marker = "o" if len(values) <= 30 else None
+        axes.plot(
+            values["mean"],
+            label=kind,
+            color=colour(kind),
+            marker=marker,
+            markersize=3,
+        )
+        axes.fill_between(
+            values.index,
+            values["min"],
+            values["max"],
+            color=colour(kind),
+            alpha=0.2,
+            linewidth=0,
+        )
+    if isinstance(table[x].iloc[0], str) and table[x].nunique() > 8:
+        axes.tick_params("x", rotation=90)
+    axes.legend(fontsize="small")
+
+
 class Output:
     """A directory of tables, figures and TensorBoard events.
 
@@ -57,6 +94,11 @@ class Output:
     def __init__(self, work_dir):
         self.path = pathlib.Path(work_dir)
         self.path.mkdir(parents=True, exist_ok=True)
+
+    @functools.cached_property
+    def results(self):
+        """`Results` kept here, so that a stopped analysis continues."""
+        return Results(self.path / "evaluated.jsonl")
 
     def table(self, name, table):
         """Writes a tidy table, one observation a row, as <name>.csv.

@@ -6,11 +6,18 @@ import itertools
 
 import gin
 import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
 
+from keras_transfer.analysis.loss_surface import dataset_surface
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
 
 KINDS = ("RI", "P", "RI-T", "P-T")
+# What a model was before it was trained on the target (paper section 2).
+_STARTS = {"RI-T": "RI", "P-T": "P"}
+# Examples at a time, in a pass that computes logits only.
+_BATCH_SIZE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Subjects:
                 )
         self._data_run = Run(data_from) if data_from else self._subjects[0].run
         self._models = {}
+        self._logits = {}
+        self._surfaces = {}
 
     def __iter__(self):
         return iter(self._subjects)
@@ -76,6 +85,24 @@ class Subjects:
     def of_kind(self, kind):
         """Returns the subjects of one kind, in the order they were named."""
         return [s for s in self._subjects if s.kind == kind]
+
+    def trained(self):
+        """Returns the subjects trained on the target: all but RI and P."""
+        return [s for s in self if s.kind not in _STARTS.values()]
+
+    def start(self, subject):
+        """Returns the subject that `subject` was trained from.
+
+        It is epoch 0 of the same run; its kind is "RI" for an RI-T, "P" for a
+        P-T (whose new head makes it differ from P there) and
+        "<kind> start" for others.
+        """
+        return dataclasses.replace(
+            subject,
+            kind=_STARTS.get(subject.kind, f"{subject.kind} start"),
+            name=f"{subject.name}@0",
+            epoch=subject.run.resolve_epoch(0),
+        )
 
     def pairs(self):
         """Yields (pair kind, first, second) for every unordered pair.
@@ -96,6 +123,12 @@ class Subjects:
         """The dataset's `data.Info`."""
         return self._data_run.info()
 
+    def split(self, name):
+        """Returns the dataset's `data.Split` called "test" or "train"."""
+        if name not in ("test", "train"):
+            raise UserError(f'A split is "test" or "train". Received: {name!r}')
+        return getattr(self.dataset, name)
+
     def model(self, subject, epoch=None):
         """Returns a subject's Keras model, loaded once.
 
@@ -106,10 +139,102 @@ class Subjects:
         epoch = (
             subject.epoch if epoch is None else subject.run.resolve_epoch(epoch)
         )
-        key = (subject.name, epoch)
+        key = (subject.run.path, epoch)
         if key not in self._models:
             self._models[key] = subject.run.load_model(epoch)
         return self._models[key]
+
+    def logits(self, subject, split="test"):
+        """Returns a subject's logits on a split, computed once.
+
+        The first call makes one pass over the images, which are preprocessed
+        once, and through every subject trained on the target.
+
+        Args:
+            subject: a `Subject`.
+            split: "test" or "train".
+
+        Returns:
+            float32 array [n, K], in the split's order.
+
+        Raises:
+            UserError: if a model does not fit the dataset.
+        """
+        if (subject, split) not in self._logits:
+            wanted = [
+                s
+                for s in dict.fromkeys([*self.trained(), subject])
+                if (s, split) not in self._logits
+            ]
+            found = self._predict(wanted, split)
+            self._logits |= {
+                (s, split): f for s, f in zip(wanted, found, strict=True)
+            }
+        return self._logits[subject, split]
+
+    def check_images(self, subject):
+        """Raises a `UserError` if a model cannot take the dataset's images."""
+        shape = self.model(subject).input_shape[1:]
+        if shape != self.info.image_shape:
+            raise UserError(
+                f"{subject.name} takes images of shape {shape}. Received: a "
+                f"dataset of {self.info.image_shape}; compare models on images "
+                "of one shape, or bind Subjects.data_from to a run whose "
+                "dataset fits."
+            )
+
+    def surface(self, split="test"):
+        """Returns the loss surface over the trained subjects, made once.
+
+        Args:
+            split: "test" or "train".
+
+        Returns:
+            `LossSurface`; its vectors are the weights of `trained()`, in order.
+
+        Raises:
+            UserError: if there is none, or they do not fit.
+        """
+        models = self.trained()
+        if not models:
+            raise UserError(
+                "There is no model trained on the target among the subjects; "
+                "name some in Subjects.runs."
+            )
+        if split not in self._surfaces:
+            self._surfaces[split] = dataset_surface(
+                self.model(models[0]),
+                [self.weights(subject) for subject in models],
+                self.dataset,
+                split,
+            )
+        return self._surfaces[split]
+
+    def _predict(self, subjects, split):
+        for subject in subjects:
+            self.check_images(subject)
+            width = self.model(subject).output_shape[-1]
+            if width != len(self.info.class_names):
+                raise UserError(
+                    f"{subject.name} gives {width} logits. Received: a dataset "
+                    f"of {len(self.info.class_names)} classes; leave it out, "
+                    "or bind Subjects.data_from to a run on its dataset."
+                )
+        number = len(self.split(split))
+        steps = -(-number // _BATCH_SIZE)
+        # Equal batches, so that next to nothing is padded.
+        batches = self.dataset.eval_batches(
+            split, batch_size=-(-number // steps)
+        )
+        predict = [
+            tf.function(functools.partial(self.model(s), training=False))
+            for s in subjects
+        ]
+        found = [[] for _ in subjects]
+        for images, _, _ in tqdm(batches, f"logits of {split}", unit="batch"):
+            for function, parts in zip(predict, found, strict=True):
+                parts.append(np.asarray(function(images), np.float32))
+        return [np.concatenate(parts)[:number] for parts in found]
 
     def weights(self, subject, epoch=None):
         """Returns a subject's weights as `keras.Model.get_weights` lists them.
@@ -122,3 +247,27 @@ class Subjects:
             list of NumPy arrays, trainable and other, in the model's order.
         """
         return [np.asarray(w) for w in self.model(subject, epoch).get_weights()]
+
+
+def excess_of_pretrained_pairs(kinds, values):
+    """Compares pairs of P-Ts with the other pairs, as claims C3 and C4 do.
+
+    Args:
+        kinds: `pandas.Series` of pair kinds, as `Subjects.pairs` names them.
+        values: `pandas.Series` [n], a similarity of each pair.
+
+    Returns:
+        float, the mean over P-T/P-T minus the larger of the means over
+        P-T/RI-T (in either order) and RI-T/RI-T.
+
+    Raises:
+        UserError: if a kind of pair is missing.
+    """
+    means = values.groupby(kinds.replace("RI-T/P-T", "P-T/RI-T")).mean()
+    needed = ["P-T/P-T", "P-T/RI-T", "RI-T/RI-T"]
+    if missing := [kind for kind in needed if kind not in means]:
+        raise UserError(
+            "This statistic compares pairs of P-Ts with pairs of RI-Ts, so two "
+            f"runs of each must be named. Received: no {', '.join(missing)}."
+        )
+    return float(means[needed[0]] - means[needed[1:]].max())

@@ -2,6 +2,7 @@
 
 from keras_transfer.data.augment import (
     Augmentation,
+    random_affine,
     random_crop,
     random_flip,
     random_resized_crop,
@@ -25,6 +26,7 @@ __all__ = [
     "load",
     "pixel_shuffle",
     "preprocess",
+    "random_affine",
     "random_crop",
     "random_flip",
     "random_resized_crop",

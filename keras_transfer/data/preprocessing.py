@@ -1,8 +1,8 @@
 """From an image of any size to what the model sees.
 
-Two stages: `fit` makes a stored uint8 image (channels, size), once; `normalize`
-makes the float32 input from it, every time. `preprocess` is both in one, the
-evaluation transform for raw images.
+Two stages: `Fit` makes a stored uint8 image (channels, size), once or whenever
+it is decoded; `normalize` makes the float32 input from it, every time.
+`preprocess` is both in one, the evaluation transform for raw images.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data import shuffle as shuffles
+from keras_transfer.data import xray
 from keras_transfer.errors import UserError
 
 # ITU-R BT.601, the weights of Pillow's and OpenCV's gray conversion.
@@ -31,13 +32,14 @@ class Info:
             targets) or exactly one (one-hot).
         mean: Mean per channel, in units of pixel / 255.
         std: Standard deviation per channel, in units of pixel / 255.
-        resize: Side in pixels of the stored square images, to which the
-            shorter side of an image is resized before any crop.
+        resize: Side in pixels to which the shorter side of an image (for
+            "xray", the longer) is resized before any crop.
         num_train: Number of training examples.
         num_test: Number of test examples.
         shuffle: None, "blocks", "pixels" or "channels".
         block_size: Side of a block in pixels, for "blocks".
         shuffle_seed: Seed of the shuffle's permutation.
+        fit: How images are brought to one size, see `Fit.kind`.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Info:
     shuffle: str | None = None
     block_size: int | None = None
     shuffle_seed: int = 1234
+    fit: str = "crop"
 
     def __post_init__(self):
         """Turns JSON's lists back into tuples."""
@@ -59,11 +62,57 @@ class Info:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Gives images of any size the size and channels they are stored with.
+
+    Attributes:
+        kind: "crop": the shorter side is resized to `resize` (antialiased
+            bilinear) and a central square cut out; "xray": the pipeline of
+            `xray.fit`, the longer side resized to `resize`.
+        resize: Side in pixels.
+        crop: Side in pixels of the central square that is kept.
+        channels: 1 or 3.
+    """
+
+    kind: str
+    resize: int
+    crop: int
+    channels: int
+
+    @property
+    def decoded_channels(self):
+        """Channels to decode files with."""
+        return 1 if self.kind == "xray" else 3
+
+    def __call__(self, images):
+        """Applies it.
+
+        Args:
+            images: `[height, width, c]` or `[n, height, width, c]`, uint8 or
+                float in 0..255.
+
+        Returns:
+            uint8 `[crop, crop, channels]` or `[n, crop, crop, channels]`.
+        """
+        if len(images.shape) == 3:
+            return self(images[None])[0]
+        if self.kind == "xray":
+            gray = to_uint8(_convert_channels(images, 1))
+            images = xray.fit(gray, self.resize)
+            images = _convert_channels(images, self.channels)
+        else:
+            images = _convert_channels(images, self.channels)
+            images = _resize_and_crop(images, self.resize)
+        return to_uint8(center_crop(images, self.crop))
+
+
 def preprocess(images, info):
     """Applies a dataset's evaluation transform to raw images.
 
-    Shorter side to `info.resize` (rounded to whole levels, as stored images
-    are), centre crop, channels, normalization and the dataset's shuffle.
+    `Fit` (shorter side to `info.resize`, centre crop, channels; rounded to
+    whole levels, as stored images are), normalization and the dataset's
+    shuffle.
 
     Args:
         images: `[n, height, width, channels]`, uint8 or float in 0..255; any
@@ -74,27 +123,15 @@ def preprocess(images, info):
     Returns:
         float32 `[n, h, w, c]` with `(h, w, c) = info.image_shape`.
     """
-    images = fit(images, info.resize, info.image_shape[-1])
-    return normalize(center_crop(images, info.image_shape[0]), info)
+    size, _, channels = info.image_shape
+    return normalize(Fit(info.fit, info.resize, size, channels)(images), info)
 
 
-def fit(images, size, channels):
-    """Gives images the size and channels they are stored with.
-
-    The shorter side is resized to `size` by antialiased bilinear
-    interpolation and the longer one cropped at the centre.
-
-    Args:
-        images: `[height, width, c]` or `[n, height, width, c]`, uint8 or float
-            in 0..255.
-        size: Side of the result in pixels.
-        channels: 1 or 3.
-
-    Returns:
-        uint8 `[size, size, channels]` or `[n, size, size, channels]`.
-    """
-    images = _convert_channels(tf.cast(images, tf.float32), channels)
-    sides = tf.shape(images)[-3:-1]
+def _resize_and_crop(images, size):
+    """Resizes the shorter side to `size` and crops the longer one."""
+    if images.shape[1:3] == (size, size):
+        return images
+    sides = tf.shape(images)[1:3]
 
     def resize():
         # The longer side is truncated, not rounded, as in torchvision.
@@ -103,9 +140,19 @@ def fit(images, size, channels):
         return center_crop(resized, size)
 
     # Worth asking: for small images resizing costs more than decoding.
-    images = tf.cond(tf.reduce_all(sides == size), lambda: images, resize)
-    images = tf.ensure_shape(images, [*images.shape[:-3], size, size, channels])
-    return tf.saturate_cast(tf.floor(images + 0.5), tf.uint8)
+    images = tf.cond(
+        tf.reduce_all(sides == size),
+        lambda: tf.cast(images, tf.float32),
+        resize,
+    )
+    return tf.ensure_shape(images, [None, size, size, None])
+
+
+def to_uint8(images):
+    """Rounds images in 0..255 to whole levels."""
+    if images.dtype == tf.uint8:
+        return images
+    return tf.cast(images + 0.5, tf.uint8)
 
 
 def center_crop(images, size):
@@ -185,5 +232,6 @@ def _convert_channels(images, channels):
     if received == 1 and channels == 3:
         return tf.repeat(images, 3, axis=-1)
     if received == 3 and channels == 1:
-        return tf.reduce_sum(images * _LUMA, axis=-1, keepdims=True)
+        colour = tf.cast(images, tf.float32)
+        return tf.reduce_sum(colour * _LUMA, axis=-1, keepdims=True)
     return images

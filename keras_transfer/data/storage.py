@@ -1,4 +1,4 @@
-"""Where decoded images are kept: in memory, or in a file too large for it."""
+"""Where decoded images are kept: in memory, or in a cache folder."""
 
 import fcntl
 import hashlib
@@ -59,9 +59,6 @@ class Images:
 def store(shape, fill, key, memory_budget, cache_dir=None):
     """Fills an array of images, in memory or else in a cache file.
 
-    A cache file is written under another name and renamed when it is whole;
-    one that is damaged is written again.
-
     Args:
         shape: `(n, size, size, c)`.
         fill: Function that writes all images into the uint8 array it is given
@@ -69,7 +66,7 @@ def store(shape, fill, key, memory_budget, cache_dir=None):
             image to write.
         key: JSON-able value of all that determines the images.
         memory_budget: GiB up to which images are kept in memory.
-        cache_dir: Folder for cache files; None for `~/.cache/keras_transfer`.
+        cache_dir: As in `cached`.
 
     Returns:
         `Images`, and the bool array that `fill` returned.
@@ -82,53 +79,86 @@ def store(shape, fill, key, memory_budget, cache_dir=None):
         array = np.zeros(shape, np.uint8)
         valid = fill(array)
         return Images(array), valid
-    digest = hashlib.sha256(json.dumps([_FORMAT, shape, key]).encode())
+
+    def write(folder):
+        images = np.lib.format.open_memmap(
+            folder / "images.npy", "w+", np.uint8, tuple(shape)
+        )
+        np.save(folder / "valid.npy", fill(images))
+        images.flush()
+
+    def read(folder):
+        images = np.load(
+            folder / "images.npy", mmap_mode="r", allow_pickle=False
+        )
+        valid = np.load(folder / "valid.npy", allow_pickle=False)
+        if (images.shape, images.dtype) != (tuple(shape), np.uint8):
+            raise ValueError(f"images are {images.dtype} {images.shape}")
+        if (valid.shape, valid.dtype) != (images.shape[:1], np.bool_):
+            raise ValueError(f"validity is {valid.dtype} {valid.shape}")
+        return Images(images), valid
+
+    try:
+        return cached([shape, key], write, read, num_bytes, cache_dir)
+    except UserError as error:
+        raise UserError(
+            f"Decoded images are more than memory_budget={memory_budget} GiB, "
+            f"which may be raised, and are cached on disk. {error}"
+        ) from error
+
+
+def cached(key, write, read, num_bytes, cache_dir=None):
+    """Reads what is kept in a folder of the cache, made if need be.
+
+    A folder is written under another name and renamed when it is whole; one
+    that is damaged is written again.
+
+    Args:
+        key: JSON-able value of all that determines the content.
+        write: Function that fills the new, empty folder (`pathlib.Path`) it is
+            given.
+        read: Function from the folder to the result; raises `OSError`,
+            `ValueError` or `EOFError` if the folder is damaged.
+        num_bytes: How much will be written, about.
+        cache_dir: Where the folders are; None for `~/.cache/keras_transfer`.
+
+    Returns:
+        What `read` returns.
+
+    Raises:
+        UserError: If the cache folder has no room or cannot be written.
+    """
+    digest = hashlib.sha256(json.dumps([_FORMAT, key]).encode()).hexdigest()
     folder = Path(cache_dir or DEFAULT_CACHE_DIR).expanduser()
+    entry = folder / digest[:32]
+
+    def try_read():
+        try:
+            return read(entry)
+        except (OSError, ValueError, EOFError) as error:
+            if entry.exists():
+                logging.warning("Cache %s is damaged: %s", entry, error)
+            return None
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        entry = folder / digest.hexdigest()[:32]
-        # Held while writing, so that several processes decode only once and
+        # Held while writing, so that several processes write only once and
         # what an interrupted one left behind can be overwritten.
         with open(f"{entry}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            stored = _read(entry, shape)
-            if stored is None:
-                _write(entry, shape, fill, num_bytes)
-                stored = _read(entry, shape)
+            found = try_read()
+            if found is None:
+                _write_whole(entry, write, num_bytes)
+                found = read(entry)
+            return found
     except OSError as error:
         raise UserError(
-            f"Decoded images need {num_bytes / 2**30:.2f} GiB, more than the "
-            f"memory budget, and cannot be cached in {folder}. Received: "
-            f"memory_budget={memory_budget}, error: {error}. Choose another "
-            "cache_dir or a larger memory_budget."
+            f"{num_bytes / 2**30:.2f} GiB cannot be cached in {folder}. "
+            f"Received: {error}. Choose another cache_dir."
         ) from error
-    return stored
 
 
-def _read(entry, shape):
-    """Returns what `store` returns, or None if it is not there and whole."""
-    if not entry.exists():
-        return None
-    try:
-        images = np.load(
-            entry / "images.npy", mmap_mode="r", allow_pickle=False
-        )
-        valid = np.load(entry / "valid.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        logging.warning("Cached images in %s are damaged: %s", entry, error)
-        return None
-    if (
-        images.shape != tuple(shape)
-        or images.dtype != np.uint8
-        or valid.shape != images.shape[:1]
-        or valid.dtype != np.bool_
-    ):
-        logging.warning("Cached images in %s are not what they were.", entry)
-        return None
-    return Images(images), valid
-
-
-def _write(entry, shape, fill, num_bytes):
+def _write_whole(entry, write, num_bytes):
     # Writing to a memory map on a full disk would kill the process.
     free = shutil.disk_usage(entry.parent).free
     if num_bytes >= free:
@@ -137,11 +167,6 @@ def _write(entry, shape, fill, num_bytes):
     for leftover in (partial, entry):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
-    images = np.lib.format.open_memmap(
-        partial / "images.npy", "w+", np.uint8, tuple(shape)
-    )
-    valid = fill(images)
-    images.flush()
-    np.save(partial / "valid.npy", valid)
+    write(partial)
     os.rename(partial, entry)
-    logging.info("Decoded images are cached in %s.", entry)
+    logging.info("Cached in %s.", entry)

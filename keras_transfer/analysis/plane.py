@@ -1,0 +1,147 @@
+"""Loss on the plane through three solutions."""
+
+import gin
+import numpy as np
+
+from keras_transfer import objectives
+from keras_transfer.analysis.output import new_figure
+from keras_transfer.analysis.weight_space import Points
+
+
+def plane_coordinates(gram):
+    """Lays three weight vectors out in their plane.
+
+    The first is the origin, the second lies on the positive x axis, the third
+    has y > 0; distances are L2 distances in parameter space (Garipov et al.
+    2018, appendix).
+
+    Args:
+        gram: float [3, 3], see `WeightSpace.gram`.
+
+    Returns:
+        float64 [3, 2], (x, y) of each; NaN if the three lie on one line.
+    """
+    squares = np.diag(gram)[:, None] - 2 * gram + np.diag(gram)
+    across = np.sqrt(squares[0, 1])
+    x = (squares[0, 1] + squares[0, 2] - squares[1, 2]) / (2 * across)
+    y = np.sqrt(squares[0, 2] - x**2)
+    return np.array([[0, 0], [across, 0], [x, y]])
+
+
+def plane_coefficients(positions, coordinates):
+    """Returns the combinations of three vectors that lie at given positions.
+
+    Args:
+        positions: float [n, 2], (x, y).
+        coordinates: float [3, 2], of the vectors.
+
+    Returns:
+        float64 [n, 3], rows that sum to 1.
+    """
+    sides = coordinates[1:] - coordinates[0]
+    weights = (positions - coordinates[0]) @ np.linalg.inv(sides)
+    return np.column_stack([1 - weights.sum(axis=1), weights])
+
+
+@gin.configurable
+def plane(subjects, output, split="test", num_points=21, margin=0.5):
+    """Measures the loss on the plane through three solutions of each kind.
+
+    The first three subjects of each kind that has three are taken.
+
+    Args:
+        subjects: `Subjects`.
+        output: `Output`; receives plane.csv and a figure plane_<kind> each.
+        split: "test" or "train".
+        num_points: int, grid points along each axis.
+        margin: float, how far the grid reaches beyond the solutions, as a
+            fraction of their extent.
+
+    Returns:
+        `pandas.DataFrame`, one row per kind and grid point: kind, x, y (L2
+        distance), loss (nats), accuracy and for multi-label data auc and
+        auc_<finding>; then the three solutions themselves, whose names are in
+        the column solution, empty for grid points.
+    """
+    import pandas
+
+    models = subjects.trained()
+    metric = objectives.metric_name(subjects.info.multi_label)
+    tables = []
+    for kind in dict.fromkeys(s.kind for s in models):
+        members = [i for i, s in enumerate(models) if s.kind == kind][:3]
+        if len(members) < 3:
+            continue
+        surface = subjects.surface(split)
+        coordinates = plane_coordinates(
+            surface.space.gram()[np.ix_(members, members)]
+        )
+        positions = np.concatenate(
+            [_grid(coordinates, num_points, margin), coordinates]
+        )
+        coefficients = np.zeros((len(positions), len(models)))
+        coefficients[:, members] = plane_coefficients(positions, coordinates)
+        coefficients[-3:, members] = np.eye(3)
+        columns = surface.evaluate(
+            Points(coefficients), output.results, f"plane of {kind}"
+        )
+        names = [models[i].name for i in members]
+        where = {
+            "kind": kind,
+            "x": positions[:, 0],
+            "y": positions[:, 1],
+            "solution": [""] * (len(positions) - 3) + names,
+        }
+        tables.append(pandas.DataFrame(where | columns))
+        figure = _figure(tables[-1], metric, num_points, split)
+        output.figure(f"plane_{kind}", figure)
+    if not tables:
+        print("plane: no kind has three models, so there is none to draw.")
+        return pandas.DataFrame()
+    table = pandas.concat(tables, ignore_index=True)
+    output.table("plane", table)
+    return table
+
+
+def _grid(coordinates, num_points, margin):
+    low, high = coordinates.min(axis=0), coordinates.max(axis=0)
+    beyond = margin * (high - low)
+    axes = np.linspace(low - beyond, high + beyond, num_points).T
+    return np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
+
+
+def _figure(table, metric, num_points, split):
+    figure, axes = new_figure(9.6, 4.0, columns=2)
+    grid, solutions = table[:-3], table[-3:]
+    shape = num_points, num_points
+    for panel, measure in zip(axes, ("loss", metric), strict=True):
+        x, y, z = (
+            grid[column].to_numpy().reshape(shape)
+            for column in ("x", "y", measure)
+        )
+        levels, norm = 12, None
+        if measure == "loss":
+            # Close together at the bottom, where the solutions are.
+            z = np.clip(z, None, np.quantile(z, 0.95))
+            levels, norm = np.geomspace(z.min(), z.max() * 1.001, 13), "log"
+        filled = panel.contourf(
+            x, y, z, levels=levels, norm=norm, cmap="cividis"
+        )
+        panel.contour(x, y, z, levels=levels, colors="white", linewidths=0.4)
+        panel.plot(solutions.x, solutions.y, "o", color="white", mec="black")
+        for _, row in solutions.iterrows():
+            panel.annotate(
+                row.solution,
+                (row.x, row.y),
+                xytext=(5, 5),
+                textcoords="offset points",
+                fontsize="small",
+                bbox={"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 1},
+            )
+        unit = "loss (nats)" if measure == "loss" else measure
+        bar = figure.colorbar(filled, ax=panel, label=f"{split} {unit}")
+        bar.ax.yaxis.set_major_formatter("{x:.3g}")
+        bar.ax.minorticks_off()
+        panel.set(xlabel="L2 distance", ylabel="L2 distance", aspect="equal")
+    figure.suptitle(f"Plane through three {table.kind.iloc[0]}s")
+    return figure

@@ -1,0 +1,63 @@
+"""Numbers an analysis has already computed, so that it can be stopped."""
+
+import json
+import os
+import pathlib
+
+
+class Results:
+    """Named numbers by identifier, kept in a file that grows line by line.
+
+    What has been added is found again after an interruption, also one that cuts
+    a line short, and by every later analysis in the same directory.
+
+    Args:
+        path: JSON-lines file, made at the first `add`; None to keep nothing
+            beyond this object's life.
+    """
+
+    def __init__(self, path=None):
+        self.path = None if path is None else pathlib.Path(path)
+        self._known, self._torn = {}, False
+        if self.path is not None and self.path.is_file():
+            self._read()
+
+    def __contains__(self, identifier):
+        return identifier in self._known
+
+    def __getitem__(self, identifier):
+        """Returns the numbers of one identifier, as a dict."""
+        return self._known[identifier]
+
+    def __len__(self):
+        return len(self._known)
+
+    def add(self, numbers):
+        """Keeps further numbers; they are on the disk on return.
+
+        Args:
+            numbers: {identifier: {name: float}}, identifiers and names str.
+        """
+        self._known.update(numbers)
+        if self.path is None:
+            return
+        lines = "".join(
+            json.dumps({"id": identifier} | values) + "\n"
+            for identifier, values in numbers.items()
+        )
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write("\n" + lines if self._torn else lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self._torn = False
+
+    def _read(self):
+        # An interrupted write can end within a character, too.
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        self._torn = bool(text) and not text.endswith("\n")
+        for line in text.splitlines():
+            try:
+                values = json.loads(line)
+                self._known[values.pop("id")] = values
+            except (ValueError, KeyError, AttributeError, TypeError):
+                continue

@@ -1,0 +1,485 @@
+"""Feature similarity: CKA between modules of two models (paper section 3.2).
+
+Centred kernel alignment (Kornblith et al. 2019) of features X [n, p], Y [n, q]
+with Gram matrices K, L [n, n] is HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)).
+
+Exactly, HSIC(K, L) is the inner product of the centred Gram matrices, for the
+linear kernel ||Y'X||_F^2. With few examples of many features this is biased
+towards 1. The minibatch estimator (Nguyen, Raghu and Kornblith 2021) averages
+the unbiased HSIC_1 of Song et al. (2012) over minibatches before it divides,
+and keeps nothing but one number a pair of modules.
+"""
+
+import dataclasses
+import functools
+import math
+
+import gin
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from keras_transfer.analysis.output import new_figure, plot_by
+from keras_transfer.analysis.subjects import excess_of_pretrained_pairs
+from keras_transfer.errors import UserError
+from keras_transfer.models import module_chain
+
+KERNELS = ("linear", "rbf")
+# HSIC_1 divides by n (n - 3).
+_SMALLEST_BATCH = 4
+# Columns in one product: beyond some 500,000 TensorFlow's takes several times
+# as long for each, on CPU.
+_COLUMNS = 2**18
+
+
+def linear_cka(x, y):
+    """Returns the linear CKA of two sets of features of the same examples.
+
+    CKA = ||Y'X||_F^2 / (||X'X||_F ||Y'Y||_F), columns centred, through Gram
+    matrices where there are more features than examples. 1 for features equal
+    up to rotation and isotropic scaling. Source: Kornblith et al. 2019, sec. 3.
+
+    Example:
+        linear_cka(features_of_one_model, features_of_another)
+
+    Args:
+        x: array [n, ...], flattened to [n, p].
+        y: array [n, ...], flattened to [n, q].
+
+    Returns:
+        float in [0, 1]; NaN if all examples' features are alike.
+
+    Raises:
+        UserError: if the numbers of examples differ.
+    """
+    return _cka(x, y, _linear_kernel)
+
+
+def rbf_cka(x, y, bandwidth=1.0):
+    """Returns the CKA with kernel exp(-||xi - xj||^2 / (2 sigma^2)).
+
+    Source: Kornblith et al. 2019, section 3.
+
+    Args:
+        x: array [n, ...], flattened to [n, p].
+        y: array [n, ...], flattened to [n, q].
+        bandwidth: float, sigma as a multiple of the median distance between
+            two examples.
+
+    Returns:
+        float in [0, 1]; NaN if all examples' features are alike.
+
+    Raises:
+        UserError: if the numbers of examples differ.
+    """
+    return _cka(x, y, functools.partial(_rbf_kernel, bandwidth=bandwidth))
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSimilarity:
+    """CKA between all modules of several models.
+
+    Attributes:
+        modules: list of (index of the model, module's name), length R.
+        cka: float64 array [R, R].
+        method: "exact" or "minibatch".
+        num_examples: int, the examples that entered.
+    """
+
+    modules: list
+    cka: np.ndarray
+    method: str
+    num_examples: int
+
+
+def feature_similarity(
+    models, batches, kernel="linear", bandwidth=1.0, memory_budget=4.0
+):
+    """Computes CKA between all modules of several models.
+
+    One forward pass per model yields the features of all its modules. If the
+    features of all models fit the memory budget they are kept and CKA is
+    exact; otherwise it is estimated over the given minibatches, which must
+    then be random draws of one size. A module's features are its outputs,
+    flattened; the head's are the logits.
+
+    Args:
+        models: list of functional `keras.Model`s, see `models.module_chain`.
+        batches: finite `tf.data.Dataset` of images [b, ...] or of tuples that
+            begin with them. Under "minibatch", batches of fewer than four are
+            not used.
+        kernel: "linear" or "rbf".
+        bandwidth: float, see `rbf_cka`; under "minibatch" the median distance
+            is each minibatch's own.
+        memory_budget: float, GiB.
+
+    Returns:
+        A `FeatureSimilarity`.
+
+    Raises:
+        UserError: for an unknown kernel, no batches, or a model without
+            modules.
+    """
+    if kernel not in KERNELS or not bandwidth > 0:
+        raise UserError(
+            "The kernel is 'linear', or 'rbf' with a bandwidth above 0. "
+            f"Received: kernel={kernel!r}, bandwidth={bandwidth!r}."
+        )
+    chains = [module_chain(model) for model in models]
+    modules = [(i, m.name) for i, chain in enumerate(chains) for m in chain]
+    batches = batches.map(lambda *element: element[0])
+    most, image = _most_examples(batches)
+    extractors = [_Extractor(chain, image) for chain in chains]
+    widths = [width for e in extractors for width in e.widths]
+    if kernel == "rbf":
+        widths = [max(width, most) for width in widths]
+    if 4 * most * sum(widths) <= memory_budget * 2**30:
+        method, compute = "exact", _exact_hsic
+    else:
+        method, compute = "minibatch", _minibatch_hsic
+    hsic, num_examples = compute(extractors, batches, kernel, bandwidth)
+    return FeatureSimilarity(modules, _normalized(hsic), method, num_examples)
+
+
+@gin.configurable
+def similarity(
+    subjects,
+    output,
+    split="test",
+    num_examples=2048,
+    seed=0,
+    batch_size=32,
+    kernel="linear",
+    bandwidth=1.0,
+    memory_budget=4.0,
+):
+    """Compares features of every pair of subjects (paper section 3.2).
+
+    Args:
+        subjects: `Subjects`.
+        output: `Output`; receives similarity.csv and the figures similarity
+            (same module in both) and similarity_matrix (all by all).
+        split: "test" or "train".
+        num_examples: int, examples drawn without replacement; None for all.
+        seed: int, of that draw.
+        batch_size: int; also the minibatch of the estimator, whose variance
+            falls, and whose cost an example rises, with it.
+        kernel: "linear" or "rbf".
+        bandwidth: float, see `rbf_cka`.
+        memory_budget: float, GiB of features up to which CKA is exact.
+
+    Returns:
+        `pandas.DataFrame`, one row per pair of subjects and pair of modules:
+        pair, first, second, first_module, second_module, cka, method
+        ("exact" or "minibatch"), examples.
+
+    Raises:
+        UserError: if there is no pair of subjects, or a model does not fit the
+            dataset.
+    """
+    import pandas
+
+    if len(subjects) < 2:
+        raise UserError(
+            "Feature similarity compares models: name at least two runs in "
+            f"Subjects.runs. Received: {len(subjects)}."
+        )
+    for subject in subjects:
+        subjects.check_images(subject)
+    found = feature_similarity(
+        [subjects.model(subject) for subject in subjects],
+        _draw(subjects, split, num_examples, seed, batch_size),
+        kernel,
+        bandwidth,
+        memory_budget,
+    )
+    rows = {s.name: [] for s in subjects}
+    names = list(rows)
+    for row, (model, module) in enumerate(found.modules):
+        rows[names[model]].append((row, module))
+    table = pandas.DataFrame(
+        {
+            "pair": pair,
+            "first": first.name,
+            "second": second.name,
+            "first_module": first_module,
+            "second_module": second_module,
+            "cka": found.cka[i, j],
+            "method": found.method,
+            "examples": found.num_examples,
+        }
+        for pair, first, second in subjects.pairs()
+        for i, first_module in rows[first.name]
+        for j, second_module in rows[second.name]
+    )
+    output.table("similarity", table)
+    if (table.first_module == table.second_module).any():
+        output.figure("similarity", _diagonal_figure(table))
+    output.figure("similarity_matrix", _matrix_figure(table))
+    return table
+
+
+def shared_features(table):
+    """Returns the statistic of claim C4, "P-Ts share features".
+
+    Args:
+        table: what `similarity` returns.
+
+    Returns:
+        `pandas.Series` by module: mean CKA of two P-Ts minus the larger of the
+        means of P-T with RI-T and of two RI-Ts. Above 0, P-Ts share more.
+
+    Raises:
+        UserError: if a kind of pair is missing.
+    """
+    same = table[table.first_module == table.second_module]
+    return same.groupby("first_module", sort=False)[["pair", "cka"]].apply(
+        lambda rows: excess_of_pretrained_pairs(rows.pair, rows.cka)
+    )
+
+
+def _cka(x, y, factor):
+    x, y = np.asarray(x), np.asarray(y)
+    if not x.ndim or not y.ndim or len(x) != len(y):
+        raise UserError(
+            "CKA compares two sets of features of the same examples. Received: "
+            f"arrays of shape {x.shape} and {y.shape}; give [n, ...] twice."
+        )
+    return float(_normalized(_all_pairs([factor(x), factor(y)]))[0, 1])
+
+
+def _normalized(hsic):
+    """Returns HSIC [R, R] divided by the roots of its diagonal."""
+    # The unbiased estimate of something near 0 can be negative.
+    scale = np.sqrt(np.maximum(np.diag(hsic), 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return hsic / np.outer(scale, scale)
+
+
+# Exact: each module's centred kernel matrix K [n, n], or, where that is
+# smaller, centred features X [n, p] with K = X X'. In float32; sums over more
+# than one row or column are taken in float64.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    array: np.ndarray
+    is_factor: bool
+
+
+def _linear_kernel(x):
+    x = _centred(x)
+    if x.shape[1] <= len(x):
+        return _Kernel(x, is_factor=True)
+    return _Kernel(x @ x.T, is_factor=False)
+
+
+def _rbf_kernel(x, bandwidth):
+    x = _centred(x)
+    gram = (x @ x.T).astype(np.float64)
+    norms = np.diag(gram)
+    squared = np.maximum(norms[:, None] + norms - 2 * gram, 0)
+    median = np.median(np.sqrt(squared[np.triu_indices(len(x), k=1)]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kernel = np.exp(-squared / (2 * (bandwidth * median) ** 2))
+    rows = kernel.mean(axis=0)
+    kernel = kernel - rows - rows[:, None] + rows.mean()
+    return _Kernel(kernel.astype(np.float32), is_factor=False)
+
+
+def _centred(x):
+    x = np.asarray(x).reshape(len(x), -1)
+    x = x - x.mean(axis=0, dtype=np.float64)
+    # CKA does not depend on the scale; fourth powers in float32 do.
+    return (x / (np.abs(x).max() or 1)).astype(np.float32)
+
+
+def _all_pairs(kernels):
+    """Returns HSIC float64 [R, R], up to a constant factor."""
+    hsic = np.empty((len(kernels), len(kernels)))
+    for i, a in enumerate(kernels):
+        for j, b in enumerate(kernels[: i + 1]):
+            hsic[i, j] = hsic[j, i] = _inner_product(a, b)
+    return hsic
+
+
+def _inner_product(a, b):
+    """Returns the inner product of two kernel matrices."""
+    if a.is_factor and b.is_factor:
+        return np.sum(np.square(a.array.T @ b.array), dtype=np.float64)
+    if b.is_factor:
+        a, b = b, a
+    # <X X', L> = <X, L X>
+    other = b.array @ a.array if a.is_factor else b.array
+    return np.einsum("ij,ij->i", a.array, other).sum(dtype=np.float64)
+
+
+def _exact_hsic(extractors, batches, kernel, bandwidth):
+    """Returns HSIC float64 [R, R] and the number of examples."""
+    to_kernel = _linear_kernel
+    if kernel == "rbf":
+        to_kernel = functools.partial(_rbf_kernel, bandwidth=bandwidth)
+    functions = [e.compile(tf.identity) for e in extractors]
+    features = []
+    for images in tqdm(batches, "features", unit="batch"):
+        rows = [f for function in functions for f in function(images)]
+        features.append([np.asarray(f, np.float32) for f in rows])
+    features = list(map(list, zip(*features, strict=True)))
+    kernels = []
+    while features:
+        # Frees one module's features when their kernel is made.
+        kernels.append(to_kernel(np.concatenate(features.pop(0))))
+    return _all_pairs(kernels), len(kernels[0].array)
+
+
+# Minibatches. HSIC_1 (Song et al. 2012) is the inner product of two
+# "U-centred" kernel matrices (Szekely and Rizzo 2014) over n (n - 3).
+
+
+def _minibatch_hsic(extractors, batches, kernel, bandwidth):
+    """Returns the mean HSIC_1 float64 [R, R] and the number of examples."""
+
+    def u_centred_kernel(x):
+        return _u_centred(_batch_kernel(x, kernel, bandwidth))
+
+    functions = [e.compile(u_centred_kernel) for e in extractors]
+    total, num_examples = 0.0, 0
+    for images in tqdm(batches, "features", unit="batch"):
+        n = len(images)
+        if n < _SMALLEST_BATCH:
+            continue
+        stack = np.array([k for f in functions for k in f(images)])
+        stack = stack.reshape(len(stack), -1)
+        total = total + n * (stack @ stack.T) / (n * (n - 3))
+        num_examples += n
+    if not num_examples:
+        raise UserError(
+            "The unbiased estimate of CKA takes minibatches of at least "
+            f"{_SMALLEST_BATCH}. Received: none; make batch_size larger, or "
+            "memory_budget, so that CKA is exact."
+        )
+    return total / num_examples, num_examples
+
+
+def _batch_kernel(x, kernel, bandwidth):
+    """Returns the kernel matrix float64 [n, n] of features [n, p]."""
+    gram = 0.0
+    for i in range(0, x.shape[1], _COLUMNS):
+        part = tf.cast(x[:, i : i + _COLUMNS], tf.float32)
+        # Does not change HSIC_1 but, where features have a large mean, its
+        # rounding error. Any of the examples will do; their mean takes longer.
+        part -= part[:1]
+        # For few rows several times as fast as `tf.matmul` on CPU.
+        gram += tf.cast(tf.einsum("ip,jp->ij", part, part), tf.float64)
+    if kernel == "linear":
+        return gram
+    norms = tf.linalg.diag_part(gram)
+    squared = tf.maximum(norms[:, None] + norms - 2 * gram, 0)
+    n = tf.shape(x)[0]
+    # Sorted, the n zeros of the diagonal come first.
+    distances = tf.sqrt(tf.sort(tf.reshape(squared, [-1]))[n:])
+    last = tf.size(distances) - 1
+    median = (distances[last // 2] + distances[(last + 1) // 2]) / 2
+    return tf.exp(-squared / (2 * (bandwidth * median) ** 2))
+
+
+def _u_centred(gram):
+    n = tf.cast(tf.shape(gram)[0], gram.dtype)
+    gram = tf.linalg.set_diag(gram, tf.zeros_like(gram[0]))
+    rows = tf.reduce_sum(gram, axis=0) / (n - 2)
+    total = tf.reduce_sum(gram) / ((n - 1) * (n - 2))
+    gram = gram - rows - rows[:, None] + total
+    return tf.linalg.set_diag(gram, tf.zeros_like(gram[0]))
+
+
+class _Extractor:
+    """The modules' outputs, all from one forward pass.
+
+    Args:
+        chain: list of `Module`.
+        image: `tf.TensorSpec` of one image.
+    """
+
+    def __init__(self, chain, image):
+        self._chain = chain
+        # One trace, for batches of any size.
+        self._images = tf.TensorSpec([None, *image.shape], image.dtype)
+        # The number of features of each module.
+        shape, self.widths = (1, *image.shape), []
+        for module in chain:
+            shape = module.model.compute_output_shape(shape)
+            self.widths.append(math.prod(shape))
+
+    def compile(self, function):
+        """Returns a function of images that lists function(features [n, p])."""
+
+        def outputs(images):
+            x, found = images, []
+            for module, width in zip(self._chain, self.widths, strict=True):
+                x = module.model(x, training=False)
+                found.append(function(tf.reshape(x, [-1, width])))
+            return found
+
+        return tf.function(outputs, [self._images]).get_concrete_function()
+
+
+def _most_examples(batches):
+    """Returns how many examples there are at most, and the spec of one."""
+    steps = batches.cardinality().numpy()
+    if steps == tf.data.UNKNOWN_CARDINALITY:
+        steps = sum(1 for _ in batches)
+    if steps < 1:
+        raise UserError(
+            "CKA takes a finite dataset of one batch or more. Received: "
+            f"{'none' if steps == 0 else 'an infinite one, see take(n)'}."
+        )
+    first = next(iter(batches))
+    return int(steps) * len(first), tf.TensorSpec(first.shape[1:], first.dtype)
+
+
+def _draw(subjects, split, num_examples, seed, batch_size):
+    """Returns batches of images of a random draw, without padding."""
+    source = subjects.split(split)
+    order = np.random.RandomState(seed).permutation(len(source))
+    drawn = dataclasses.replace(
+        subjects.dataset, **{split: source.select(order[:num_examples])}
+    )
+    return drawn.eval_batches(split, batch_size=batch_size).map(
+        lambda images, _, weights: tf.boolean_mask(images, weights > 0)
+    )
+
+
+def _diagonal_figure(table):
+    same = table[table.first_module == table.second_module]
+    figure, axes = new_figure()
+    plot_by(axes, same, "first_module", "cka", "pair")
+    axes.set(
+        xlabel="module",
+        ylabel=f"CKA ({table.method[0]})",
+        ylim=(None, 1.02),
+        title=f"Feature similarity, {table.examples[0]:,} images",
+    )
+    return figure
+
+
+def _matrix_figure(table):
+    kinds = list(dict.fromkeys(table.pair))
+    figure, axes = new_figure(
+        3.4 * len(kinds) + 0.8, 3.8, columns=len(kinds), squeeze=False
+    )
+    for panel, kind in zip(axes[0], kinds, strict=True):
+        mean = table[table.pair == kind].pivot_table(
+            "cka", "first_module", "second_module", sort=False
+        )
+        image = panel.imshow(mean, vmin=0, vmax=1, origin="lower")
+        first, second = kind.split("/")
+        panel.set(
+            title=kind,
+            xlabel=f"module of {second}",
+            ylabel=f"module of {first}",
+        )
+        panel.set_xticks(range(mean.shape[1]), mean.columns, rotation=90)
+        panel.set_yticks(range(mean.shape[0]), mean.index)
+        panel.tick_params(labelsize="x-small" if len(mean) > 10 else "medium")
+    figure.colorbar(image, ax=axes[0], label=f"mean CKA ({table.method[0]})")
+    return figure

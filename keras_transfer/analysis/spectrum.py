@@ -1,0 +1,415 @@
+"""Singular values of every layer of a model (paper, appendix).
+
+A dense layer is its kernel. A convolution is a linear operator from its input
+feature map to its output; padded circularly, the Fourier transform makes it
+block-diagonal, one block a frequency, and its singular values are those of the
+blocks: Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers"
+(ICLR 2019). A stride s folds s^2 input frequencies into each output frequency.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+
+import gin
+import keras
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from keras_transfer.analysis.output import new_figure, plot_by
+from keras_transfer.errors import UserError
+from keras_transfer.models import module_chain
+
+_OPERATORS = (
+    keras.layers.Dense,
+    keras.layers.Conv2D,
+    keras.layers.DepthwiseConv2D,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+    """The singular values of a linear operator.
+
+    Attributes:
+        values: float64 [m], descending.
+        counts: int64 [m], how often each occurs.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray
+
+    def at(self, fractions):
+        """Returns singular values by their place in descending order.
+
+        Args:
+            fractions: float [q] in [0, 1]: 0 is the largest, 1 the smallest.
+
+        Returns:
+            float64 [q].
+        """
+        ends = np.cumsum(self.counts)
+        places = np.round(np.asarray(fractions) * (ends[-1] - 1))
+        return self.values[np.searchsorted(ends, places, side="right")]
+
+    def summary(self):
+        """Returns what is reported of an operator.
+
+        Returns:
+            dict: "number" of singular values; the "largest"; and, NaN where
+            that is 0, "stable_rank" (sum of squares over the largest square),
+            "effective_rank" (exp of the entropy of the values as shares of
+            their sum: Roy and Vetterli 2007) and "fraction_90" (the fraction of
+            the values, largest first, that holds 90% of the sum of squares).
+        """
+        number, largest = int(self.counts.sum()), float(self.values[0])
+        summary = {"number": number, "largest": largest}
+        if largest == 0:
+            keys = ("stable_rank", "effective_rank", "fraction_90")
+            return summary | dict.fromkeys(keys, math.nan)
+        # Zeros have no part in any of the three.
+        values = self.values[self.values > 0] / largest
+        counts = self.counts[: len(values)]
+        energy = np.cumsum(counts * values**2)
+        shares = values / np.sum(counts * values)
+        # As if the energy grew evenly among equal values.
+        held = np.interp(
+            0.9 * energy[-1], [0, *energy], [0, *np.cumsum(counts)]
+        )
+        return summary | {
+            "stable_rank": float(energy[-1]),
+            "effective_rank": float(
+                np.exp(-np.sum(counts * shares * np.log(shares)))
+            ),
+            "fraction_90": float(held) / number,
+        }
+
+
+def matrix_spectrum(matrix):
+    """Returns the `Spectrum` of a matrix [m, n], such as a dense kernel."""
+    values = _singular_values(np.asarray(matrix, np.float64))
+    return Spectrum(values, np.ones(len(values), np.int64))
+
+
+def conv_spectrum(
+    kernel, feature_map, strides=(1, 1), dilation=(1, 1), groups=1
+):
+    """Computes the singular values of a two-dimensional convolution.
+
+    Exact for circular padding. Source: Sedghi, Gupta and Long 2019, theorem 6.
+    With strides (s, t), the output's frequency (u, v) sees the s t frequencies
+    of the input that subsampling folds onto it, side by side in one block.
+
+    Args:
+        kernel: float [height, width, inputs / groups, outputs], as Keras has
+            it; larger than the feature map, it wraps around.
+        feature_map: (height, width) of the input, multiples of the strides.
+        strides: (vertical, horizontal).
+        dilation: (vertical, horizontal).
+        groups: int, groups of channels.
+
+    Returns:
+        The `Spectrum` of the operator from [height, width, inputs] to
+        [height / s, width / t, outputs].
+
+    Raises:
+        UserError: if the feature map is no multiple of the strides, or the
+            outputs are none of the groups.
+    """
+    kernel = np.asarray(kernel, np.float64)
+    if any(n % s for n, s in zip(feature_map, strides, strict=True)) or (
+        kernel.shape[-1] % groups
+    ):
+        raise UserError(
+            "A feature map is a multiple of the strides and the outputs are of "
+            f"the groups. Received: feature_map={tuple(feature_map)}, strides="
+            f"{tuple(strides)}, {kernel.shape[-1]} outputs, groups={groups}."
+        )
+    # [height, width, inputs of a group, groups, outputs of a group]
+    kernel = kernel.reshape(*kernel.shape[:3], groups, -1)
+    height, width = (n // s for n, s in zip(feature_map, strides, strict=True))
+    if kernel.shape[:2] == (1, 1):
+        # The same matrix at every frequency, however they are folded.
+        values = _singular_values(kernel[0, 0].transpose(1, 2, 0))
+        # What subsampling drops adds columns that depend on the others.
+        columns = kernel.shape[2] * math.prod(strides)
+        zeros = min(kernel.shape[4], columns) - values.shape[1]
+        values = np.pad(values, ((0, 0), (0, zeros)))
+        return _spectrum(values, np.full(values.shape, height * width))
+    fourier = [
+        # [frequency, place in the kernel]
+        np.exp(-2j * np.pi * dilated / n * np.outer(range(n), range(size)))
+        for n, size, dilated in zip(
+            feature_map, kernel.shape, dilation, strict=False
+        )
+    ]
+    values, counts = [], []
+    # A real kernel has the same singular values at opposite frequencies, so
+    # half of the rows do, and half of a row that is its own opposite.
+    for u in range(height // 2 + 1):
+        is_own_opposite = 2 * u % height == 0
+        v = np.arange(width // 2 + 1 if is_own_opposite else width)
+        blocks = _blocks(
+            kernel,
+            fourier[0][u::height],
+            fourier[1].reshape(-1, width, kernel.shape[1])[:, v],
+        )
+        values.append(_singular_values(blocks / math.sqrt(math.prod(strides))))
+        multiple = np.where(is_own_opposite & (2 * v % width == 0), 1, 2)
+        counts.append(
+            np.broadcast_to(multiple[:, None, None], values[-1].shape)
+        )
+    return _spectrum(*map(np.concatenate, (values, counts)))
+
+
+def model_spectra(model):
+    """Computes the singular values of every layer of a model.
+
+    Of dense layers and (grouped, dilated, depthwise) two-dimensional
+    convolutions; other layers with kernels are named in a warning. The feature
+    map of a convolution is its output's size times its strides, which for
+    "same" and symmetric padding is its input's.
+
+    Args:
+        model: functional `keras.Model`, see `models.module_chain`.
+
+    Returns:
+        dict from (module's name, layer's name), in order of depth, to
+        `Spectrum`.
+
+    Raises:
+        UserError: if the model takes images of any size, so that feature maps
+            have none.
+    """
+    return _spectra([model])[0]
+
+
+@gin.configurable
+def spectrum(subjects, output, num_values=101):
+    """Compares the singular values of all layers (paper, appendix).
+
+    Every subject is looked at, and every model that one trained on the target
+    started from: the RI of an RI-T, the P of a P-T.
+
+    Args:
+        subjects: `Subjects`.
+        output: `Output`; receives spectrum.csv (what is returned),
+            spectrum_layers.csv (one row per model and layer, see
+            `Spectrum.summary`) and a figure of each.
+        num_values: int, singular values listed for each layer, evenly spaced
+            in descending order from the largest to the smallest.
+
+    Returns:
+        `pandas.DataFrame`, one row per listed value: kind, model, module,
+        layer, fraction (place in descending order, 0 to 1), singular_value.
+
+    Raises:
+        UserError: see `model_spectra`.
+    """
+    import pandas
+
+    starts = {subjects.start(s): None for s in subjects.trained()}
+    looked_at = [*starts, *subjects]
+    spectra = _spectra([subjects.model(s) for s in looked_at])
+    fractions = np.linspace(0, 1, num_values)
+    about = [
+        (
+            {
+                "kind": s.kind,
+                "model": s.name,
+                "module": module,
+                "layer": layer,
+            },
+            found,
+        )
+        for s, layers in zip(looked_at, spectra, strict=True)
+        for (module, layer), found in layers.items()
+    ]
+    table = pandas.DataFrame(
+        row | {"fraction": fraction, "singular_value": value}
+        for row, found in about
+        for fraction, value in zip(fractions, found.at(fractions), strict=True)
+    )
+    layers = pandas.DataFrame(row | found.summary() for row, found in about)
+    output.table("spectrum", table)
+    output.table("spectrum_layers", layers)
+    output.figure("spectrum", _spectrum_figure(table))
+    output.figure("spectrum_layers", _layers_figure(layers))
+    return table
+
+
+def _blocks(kernel, vertical, horizontal):
+    """Returns one row of the operator's blocks, up to the strides' factor.
+
+    Args:
+        kernel: [a, b, i, g, o]: places, inputs, groups, outputs.
+        vertical: [s, a], Fourier factors of the rows folded onto this one.
+        horizontal: [t, v, b], of the columns folded onto each of v.
+
+    Returns:
+        complex128 [v, g, o, s t i].
+    """
+    rows = np.tensordot(vertical, kernel, 1)
+    both = np.tensordot(horizontal, rows, ((2,), (1,)))  # [t, v, s, i, g, o]
+    both = both.transpose(1, 4, 5, 2, 0, 3)
+    return both.reshape(*both.shape[:3], -1)
+
+
+def _singular_values(matrices):
+    return np.linalg.svd(matrices, compute_uv=False)
+
+
+def _spectrum(values, counts):
+    """Returns the `Spectrum` of values and counts of the same shape."""
+    order = np.argsort(-values, axis=None, kind="stable")
+    return Spectrum(values.ravel()[order], counts.ravel()[order])
+
+
+def _spectra(models):
+    """Returns what `model_spectra` does for each; equal layers only once."""
+    import threadpoolctl
+
+    jobs, keys = {}, []
+    for model in models:
+        keys.append({})
+        for module in module_chain(model):
+            for layer in _layers(module.model):
+                key, job = _job(layer)
+                jobs.setdefault(key, job)
+                keys[-1][module.name, layer.name] = key
+    # Many small decompositions: one thread each is many times as fast as many
+    # threads on each in turn.
+    with (
+        threadpoolctl.threadpool_limits(1, "blas"),
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        found = pool.map(lambda job: job(), jobs.values())
+        found = tqdm(found, "spectra", len(jobs), unit="layer")
+        found = dict(zip(jobs, found, strict=True))
+    return [
+        {name: found[k] for name, k in of_model.items()} for of_model in keys
+    ]
+
+
+def _layers(model):
+    """Yields the layers that are linear operators, of inner models too."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)
+        elif isinstance(layer, _OPERATORS):
+            yield layer
+        elif any(len(weight.shape) > 1 for weight in layer.weights):
+            logging.warning(
+                "The spectrum leaves out layer %s: a %s is neither dense nor a "
+                "two-dimensional convolution.",
+                layer.name,
+                type(layer).__name__,
+            )
+
+
+def _job(layer):
+    """Returns a key equal for equal operators and what computes `Spectrum`."""
+    kernel = np.asarray(layer.kernel, np.float64)
+    if isinstance(layer, keras.layers.Dense):
+        job = functools.partial(matrix_spectrum, kernel)
+    else:
+        groups = getattr(layer, "groups", 1)
+        if isinstance(layer, keras.layers.DepthwiseConv2D):
+            # [height, width, channels, multiplier]: every channel on its own.
+            groups = kernel.shape[2]
+            kernel = kernel.reshape(*kernel.shape[:2], 1, -1)
+        job = functools.partial(
+            conv_spectrum,
+            kernel,
+            _feature_map(layer),
+            layer.strides,
+            layer.dilation_rate,
+            groups,
+        )
+    digest = hashlib.sha256(kernel.tobytes()).digest()
+    return (digest, kernel.shape, job.args[1:]), job
+
+
+def _feature_map(layer):
+    last = layer.data_format == "channels_last"
+    output = layer.output.shape[1:3] if last else layer.output.shape[2:]
+    if None in output:
+        raise UserError(
+            "A convolution's singular values depend on the size of its feature "
+            f"map. Received: layer '{layer.name}' with outputs of "
+            f"{tuple(layer.output.shape)}; build the model for one image size."
+        )
+    return tuple(n * s for n, s in zip(output, layer.strides, strict=True))
+
+
+def _spectrum_figure(table, most_panels=12, columns=4):
+    layers = list(dict.fromkeys(table.layer))
+    # Evenly spaced in depth, the first and the last among them.
+    chosen = np.linspace(0, len(layers) - 1, min(len(layers), most_panels))
+    chosen = [layers[int(i)] for i in np.round(chosen)]
+    rows = -(-len(chosen) // columns)
+    figure, axes = new_figure(
+        2.8 * columns, 2.4 * rows + 0.6, rows, columns, squeeze=False
+    )
+    for panel in axes.flat[len(chosen) :]:
+        panel.axis("off")
+    for panel, layer in zip(axes.flat, chosen, strict=False):
+        own = table[(table.layer == layer) & (table.singular_value > 0)]
+        panel.set_title(layer)
+        if len(own):
+            plot_by(panel, own, "fraction", "singular_value", "kind")
+            panel.get_legend().remove()
+            panel.set_yscale("log")
+            _label_decades(panel.yaxis, own.singular_value)
+    some = f"; {len(chosen)} of {len(layers)} layers"
+    figure.supxlabel(
+        "place in descending order (fraction of all values"
+        f"{some if len(chosen) < len(layers) else ''})"
+    )
+    figure.supylabel("singular value")
+    handles = {
+        label: handle
+        for panel in axes.flat
+        for handle, label in zip(
+            *panel.get_legend_handles_labels(), strict=True
+        )
+    }
+    figure.legend(
+        handles.values(), handles, loc="outside upper center", ncols=4
+    )
+    return figure
+
+
+def _label_decades(axis, values):
+    from matplotlib import ticker
+
+    if values.max() < 100 * values.min():
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(ticker.NullLocator())
+
+
+def _layers_figure(layers):
+    width = max(6.4, 0.2 * layers.layer.nunique())
+    figure, axes = new_figure(width, 6.4, rows=3, sharex=True)
+    for panel, (column, label) in zip(
+        axes,
+        {
+            "largest": "largest\nsingular value",
+            "stable_rank": "stable rank",
+            "fraction_90": "fraction that holds\n90% of squares",
+        }.items(),
+        strict=True,
+    ):
+        plot_by(panel, layers, "layer", column, "kind")
+        panel.set(ylabel=label)
+        panel.get_legend().remove()
+    axes[0].legend(fontsize="small", ncols=4)
+    axes[0].set_title("Singular values by layer")
+    axes[2].set_xlabel("layer")
+    axes[2].tick_params("x", rotation=90)
+    return figure

@@ -1,0 +1,278 @@
+"""Image classification datasets of TensorFlow Datasets, by name.
+
+Their encoded images are read where they are, in TFDS' TFRecord files, by
+position: an epoch may then be any permutation of the examples, without a
+shuffle buffer and without a copy. Labels and positions are collected once, in
+one pass. Datasets stored in another format are copied into such a file.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.data.encoded import EncodedImages, digest
+from keras_transfer.data.storage import cached
+from keras_transfer.errors import UserError
+
+_MANUAL_FILES = {
+    "imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+}
+_OURS = "mnist, digits, folder and chexpert"
+
+
+def open_builder(name, data_dir):
+    """Returns a TFDS builder, its data downloaded and prepared.
+
+    Args:
+        name: As TFDS takes it: "cifar10", "domainnet/real", "mnist:3.*.*".
+        data_dir: Where TFDS keeps its data; None for its default.
+
+    Returns:
+        `tfds.core.DatasetBuilder`.
+
+    Raises:
+        UserError: If there is no such dataset, it is not for image
+            classification, or it is not there and cannot be had.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (ValueError, ImportError, OSError) as error:
+        raise UserError(
+            f"There is no dataset {name!r}. Received: name={name!r}; use one "
+            f"of {_OURS}, or a name that tfds.list_builders() lists. TFDS "
+            f"said: {str(error).splitlines()[0]}"
+        ) from error
+    features = dict(builder.info.features)
+    image, label = builder.info.supervised_keys or (None, None)
+    if not isinstance(features.get(image), tfds.features.Image) or not (
+        isinstance(features.get(label), tfds.features.ClassLabel)
+    ):
+        raise UserError(
+            "Of TFDS' datasets, those that map one image to one class can be "
+            f"used. Received: name={name!r}, with features "
+            f"{', '.join(features)}."
+        )
+    _prepare(builder)
+    return builder
+
+
+def _prepare(builder):
+    """Downloads and prepares what is not there yet; TFDS does so atomically."""
+    import tensorflow_datasets as tfds
+
+    root = str(builder.data_dir_root)
+    manual = os.path.join(root, "downloads", "manual")
+    try:
+        _check_manual_files(builder, manual)
+        builder.download_and_prepare()
+    except AssertionError as error:
+        # How TFDS says that files to be downloaded by hand are missing.
+        instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        raise UserError(
+            f"{builder.name} has to be downloaded by hand, into {manual}; the "
+            "same command then prepares it. Received: load.data_dir="
+            f"{root!r}, the folder that holds downloads/manual. "
+            f"{str(error).splitlines()[0]} {instructions}"
+        ) from error
+    except (OSError, tfds.download.DownloadError) as error:
+        raise UserError(
+            f"{builder.name} is not in {builder.data_dir} and cannot be "
+            "downloaded and prepared. Check the connection and the free "
+            "space and run the same command again, or bind load.data_dir to a "
+            "TFDS folder in which it is prepared; files fetched in another way "
+            f"can be put into {manual}. TFDS said: {error}"
+        ) from error
+
+
+def _check_manual_files(builder, manual):
+    """Asks for all files; TFDS would prepare what splits it has files for."""
+    if builder.is_prepared():
+        return
+    for name in _MANUAL_FILES.get(builder.name, ()):
+        if not tf.io.gfile.exists(os.path.join(manual, name)):
+            raise AssertionError(f"{name} is not there.")
+
+
+def class_names(builder):
+    """Returns the names of a builder's classes."""
+    label = builder.info.features[builder.info.supervised_keys[1]]
+    return tuple(label.names or map(str, range(label.num_classes)))
+
+
+def image_shape(builder):
+    """Returns (height, width, channels) of a builder's images; None: various.
+
+    "Various" channels are colour and gray.
+    """
+    return builder.info.features[builder.info.supervised_keys[0]].shape
+
+
+def read_split(builder, split, cache_dir=None):
+    """Returns the encoded images and labels of a split.
+
+    Args:
+        builder: As `open_builder` gives it.
+        split: As TFDS takes it: "train", "train[:80%]".
+        cache_dir: Where positions (or a copy) are kept, see `cached`.
+
+    Returns:
+        images: `EncodedImages`, in the order in which they are stored.
+        labels: int32 `[n]`.
+
+    Raises:
+        UserError: If there is no such split, or examples have no class.
+    """
+    instructions = _record_files(builder, split)
+    if instructions is None:
+        images, labels = _copied(builder, split, cache_dir)
+    else:
+        images, labels = _indexed(builder, instructions, cache_dir)
+    if not len(labels) or labels.min() < 0:
+        raise UserError(
+            f"Split {split!r} of {builder.name} has no examples, or examples "
+            "without a class. Bind load.train_split and load.test_split to "
+            f"others. TFDS has: {', '.join(builder.info.splits) or split}."
+        )
+    return images, labels
+
+
+def default_test_split(builder):
+    """Returns "test", or "validation" if there is none."""
+    return "test" if "test" in builder.info.splits else "validation"
+
+
+def _record_files(builder, split):
+    """Returns TFDS' file instructions for TFRecord files, else None."""
+    import tensorflow_datasets as tfds
+
+    tfrecord = tfds.core.FileFormat.TFRECORD
+    if not builder.info.splits or builder.info.file_format != tfrecord:
+        return None
+    try:
+        instructions = builder.info.splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{builder.name} has no split {split!r}; it has "
+            f"{', '.join(builder.info.splits)}. Bind load.train_split and "
+            "load.test_split to these or parts of them, such as "
+            "'train[:80%]'."
+        ) from error
+    remote = any("://" in str(i.filename) for i in instructions)
+    return None if remote else instructions
+
+
+def _indexed(builder, instructions, cache_dir):
+    """Finds images in TFRecord files."""
+    from tqdm import tqdm
+
+    paths = [str(i.filename) for i in instructions]
+    parts = [(i.skip, i.take) for i in instructions]
+
+    def write(folder):
+        found = []
+        for file, part in enumerate(tqdm(parts, "Indexing images", delay=2)):
+            keys = builder.info.supervised_keys
+            for entry in _scan(paths[file], *part, *keys):
+                found.append((file, *entry))
+        np.save(folder / "index.npy", np.array(found, np.int64).reshape(-1, 4))
+
+    def read(folder):
+        index = np.load(folder / "index.npy", allow_pickle=False)
+        if index.dtype != np.int64 or index.ndim != 2 or index.shape[1] != 4:
+            raise ValueError(f"the index is {index.dtype} {index.shape}")
+        return index
+
+    state = json.dumps([digest(paths), parts])
+    num_bytes = 32 * sum(i.examples_in_shard for i in instructions)
+    file, offset, length, label = cached(
+        state, write, read, num_bytes, cache_dir
+    ).T
+    key = hashlib.sha256(state.encode()).hexdigest()
+    images = EncodedImages(tuple(paths), key, file, offset, length)
+    return images, label.astype(np.int32)
+
+
+def _scan(path, skip, take, image_key, label_key):
+    """Yields (offset, length, label) of the images in one TFRecord file.
+
+    A record is its length (uint64), a checksum (4 bytes), a serialized
+    `tf.train.Example` and another checksum. `take` is -1 for all.
+    """
+    if not os.path.getsize(path):
+        return
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        position = number = 0
+        while position < len(content):
+            begin = position + 12
+            (length,) = struct.unpack_from("<Q", content, position)
+            position = begin + length + 4
+            if position > len(content):
+                raise UserError(
+                    f"{path} is cut short. Remove the folder it is in and "
+                    "prepare the dataset again."
+                )
+            number += 1
+            if number <= skip:
+                continue
+            if take >= 0 and number > skip + take:
+                return
+            record = content[begin : begin + length]
+            features = tf.train.Example.FromString(record).features.feature
+            (image,) = features[image_key].bytes_list.value
+            (label,) = features[label_key].int64_list.value
+            yield begin + record.find(image), len(image), label
+
+
+def _copied(builder, split, cache_dir):
+    """Copies encoded images into one file."""
+    import tensorflow_datasets as tfds
+    from tqdm import tqdm
+
+    image_key, label_key = builder.info.supervised_keys
+
+    def write(folder):
+        examples = builder.as_dataset(
+            split=split,
+            decoders={image_key: tfds.decode.SkipDecoding()},
+            # In sequence, so that the same split is in the same order.
+            read_config=tfds.ReadConfig(interleave_cycle_length=1),
+            shuffle_files=False,
+        )
+        lengths, labels = [], []
+        with open(folder / "images.bin", "wb") as file:
+            for example in tqdm(examples, "Copying images", delay=2):
+                content = example[image_key].numpy()
+                file.write(content)
+                lengths.append(len(content))
+                labels.append(int(example[label_key]))
+        table = np.array([lengths, labels], np.int64).reshape(2, -1)
+        np.save(folder / "index.npy", table)
+
+    def read(folder):
+        lengths, labels = np.load(folder / "index.npy", allow_pickle=False)
+        path = folder / "images.bin"
+        if path.stat().st_size != lengths.sum():
+            raise ValueError(f"{path} has not the length it should have")
+        return str(path), lengths, labels
+
+    key = [builder.info.full_name, str(builder.data_dir), split]
+    num_bytes = builder.info.dataset_size or 0
+    path, lengths, labels = cached(key, write, read, num_bytes, cache_dir)
+    images = EncodedImages(
+        (path,),
+        digest([path]),
+        np.zeros(len(lengths), np.int64),
+        np.cumsum(lengths) - lengths,
+        lengths,
+    )
+    return images, labels.astype(np.int32)

@@ -1,0 +1,64 @@
+"""Runs on disk that were not trained: random weights, quickly written."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer import data, models
+from keras_transfer.analysis import Subjects
+from keras_transfer.runs import Run
+
+build = functools.partial(models.fixup_resnet, widths=(4, 8))
+
+
+def digits():
+    return data.load("digits", image_size=8, num_train=32)
+
+
+def write_run(path, dataset, seed, start_seed=None, last=2, **arguments):
+    """Writes a run whose epoch 0 is a new model and whose last is moved.
+
+    Args:
+        path: directory.
+        dataset: the `data.Dataset` it claims to be trained on.
+        seed: of the weights at the last epoch, and by default of epoch 0.
+        start_seed: of epoch 0, for runs that start from one model.
+        last: int, the last epoch's number.
+        **arguments: of the model.
+
+    Returns:
+        The `Run`.
+    """
+    run = Run(path)
+    defaults = {
+        "num_classes": len(dataset.info.class_names),
+        "input_shape": dataset.info.image_shape,
+        "seed": seed if start_seed is None else start_seed,
+    }
+    model = build(**(defaults | arguments))
+    run.describe("", model, dataset)
+    checkpoint = tf.train.Checkpoint(model=model)
+    run.save(0, checkpoint)
+    rng = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        variable.assign_add(rng.normal(0, 0.2, variable.shape))
+    run.save(last, checkpoint)
+    return run
+
+
+def write_subjects(directory):
+    """Writes two P-Ts of one start and two RI-Ts; returns the `Subjects`."""
+    dataset = digits()
+    for i in range(2):
+        write_run(directory / f"pt{i}", dataset, seed=i, start_seed=7)
+        write_run(directory / f"rit{i}", dataset, seed=10 + i)
+    return Subjects(runs=named(directory))
+
+
+def named(directory):
+    """Returns the runs of `write_subjects` as `Subjects.runs` has them."""
+    return {
+        "P-T": [f"{directory}/pt0", f"{directory}/pt1"],
+        "RI-T": [f"{directory}/rit0", f"{directory}/rit1"],
+    }
