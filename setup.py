@@ -28,16 +28,20 @@ setup(
         "tf-keras>=2.20,<2.22",
         "absl-py",
         "gin-config>=0.5",
+        # tensorflow-datasets needs it to prepare data, and does not say so.
+        "importlib_resources",
         "matplotlib",
         "mlxtend",
         "numpy",
         "pandas",
         "scikit-learn",
+        "scipy",
+        "threadpoolctl",
         "tqdm",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
-        "test": ["pytest", "pillow", "ruff", "scipy"],
+        "test": ["opencv-python-headless", "pillow", "pytest", "ruff", "scipy"],
         # A reference implementation for some tests, skipped without it.
         "torch": ["torch==2.13.0"],
     },

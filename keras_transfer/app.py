@@ -42,7 +42,7 @@ def parse_gin():
     standard_logging.disable(standard_logging.ERROR)
     try:
         gin.parse_config_files_and_bindings(GIN_FILE.value, GIN_BINDINGS.value)
-    except (OSError, ValueError, SyntaxError, ImportError) as error:
+    except (OSError, ValueError, KeyError, SyntaxError, ImportError) as error:
         received = [f"--gin_file={name}" for name in GIN_FILE.value]
         received += [f"--gin_bindings='{b}'" for b in GIN_BINDINGS.value]
         raise UserError(

@@ -157,10 +157,17 @@ def test_tfds_mock_data(name, keep, tmp_path, monkeypatch):
     assert sorted(np.argmax(targets, axis=1)) == sorted(labels)
 
 
-@pytest.mark.parametrize("name, shape", [("mnist:3.*.*", (28, 28, 1))])
-def test_small_gray_dataset_has_a_size_of_its_own(name, shape, tmp_path):
+@pytest.mark.parametrize(
+    "name, image_size, shape",
+    [
+        ("mnist:3.*.*", None, (28, 28, 1)),
+        ("cifar10", None, (32, 32, 3)),
+        ("oxford_flowers102", 24, (24, 24, 3)),
+    ],
+)
+def test_any_classification_dataset_by_name(name, image_size, shape, tmp_path):
     with tfds.testing.mock_data(num_examples=4):
-        dataset = data.load(name, cache_dir=str(tmp_path))
+        dataset = data.load(name, image_size, cache_dir=str(tmp_path))
     assert dataset.info.image_shape == shape
     assert dataset.train.raw_images(np.arange(4)).shape == (4, *shape)
     assert dataset.in_memory

@@ -22,6 +22,8 @@ from keras_transfer.errors import UserError
 
 # Names of shipped datasets and how many of their examples are held out.
 _SHIPPED_TEST_EXAMPLES = {"mnist": 500, "digits": 797}
+# Mean and standard deviation by kind of `Fit`, in units of pixel / 255.
+_DEFAULT_SCALES = {"crop": (0.5, 0.5), "xray": (128 / 255, 64 / 255)}
 
 
 @gin.configurable
@@ -109,67 +111,50 @@ def load(
     if data_dir is not None and "://" not in data_dir:
         data_dir = os.path.abspath(os.path.expanduser(data_dir))
         arguments["data_dir"] = data_dir
-    _check_arguments(name, channels, resize, keep, split_size, test_split)
-    is_xray = name == "chexpert"
-    if name in _SHIPPED_TEST_EXAMPLES:
-        class_names, train, test = _load_shipped(
-            name, resize or image_size, channels
-        )
-        stored_size, channels = train.images.array.shape[2:]
-    else:
-        class_names, images, labels, shape = _find(
-            name,
-            data_dir,
-            train_split,
-            test_split,
-            split_size,
-            split_seed,
-            cache_dir,
-        )
-        image_size, channels = image_size or shape[0], channels or shape[2]
-        stored_size = resize or image_size
-    size = image_size or stored_size
-    _check_size(size, stored_size, resize)
-    if name not in _SHIPPED_TEST_EXAMPLES:
-        keep = keep or ("encoded" if is_xray else "decoded")
-        crop = size if keep == "encoded" else stored_size
-        fit = Fit("xray" if is_xray else "crop", stored_size, crop, channels)
-        train, test = _decode_splits(
-            images, labels, fit, keep, on_damaged, memory_budget, cache_dir
-        )
-        if name == "folder":
-            _check_classes(train.labels, class_names, data_dir)
+    _check_arguments(**arguments)
+    source = _load_shipped if name in _SHIPPED_TEST_EXAMPLES else _load_encoded
+    class_names, train, test, fit = source(**arguments)
     if num_train is not None:
         train = train.select(balanced_draw(train.labels, num_train, seed))
-    if is_xray:
+    if name == "chexpert":
         train = train.select(chexpert.doubled(train.labels))
+    size = image_size or fit.resize
+    default_mean, default_std = _DEFAULT_SCALES[fit.kind]
     info = Info(
         name=name,
-        image_shape=(size, size, channels),
+        image_shape=(size, size, fit.channels),
         class_names=class_names,
         multi_label=train.labels.ndim == 2,
-        mean=_per_channel(
-            "mean", mean, channels, 128 / 255 if is_xray else 0.5
-        ),
-        std=_per_channel("std", std, channels, 64 / 255 if is_xray else 0.5),
-        resize=stored_size,
+        mean=_per_channel("mean", mean, default_mean, fit.channels),
+        std=_per_channel("std", std, default_std, fit.channels),
+        resize=fit.resize,
         num_train=len(train),
         num_test=len(test),
         shuffle=shuffle,
         block_size=block_size,
         shuffle_seed=shuffle_seed,
-        fit="xray" if is_xray else "crop",
+        fit=fit.kind,
     )
     shuffle_function(info)  # Complains now rather than in the first batch.
-    kind = EncodedDataset if keep == "encoded" else Dataset
-    return kind(info, train, test, arguments)
+    is_encoded = isinstance(train, EncodedSplit)
+    return (EncodedDataset if is_encoded else Dataset)(
+        info, train, test, arguments
+    )
 
 
-def _check_arguments(name, channels, resize, keep, split_size, test_split):
+def _check_arguments(
+    name, image_size, channels, resize, keep, split_size, test_split, **_
+):
     if channels not in (None, 1, 3):
         raise UserError(
             "Images have 1 channel (gray) or 3 (colour). "
             f"Received: channels={channels}."
+        )
+    if resize and image_size and image_size > resize:
+        raise UserError(
+            "Stored images are smaller than what the model is to see. "
+            f"Received: resize={resize}, image_size={image_size}; make resize "
+            "at least image_size."
         )
     if keep not in (None, "decoded", "encoded"):
         raise UserError(
@@ -191,20 +176,6 @@ def _check_arguments(name, channels, resize, keep, split_size, test_split):
             f"The splits of {name!r} are given. Received: "
             f"split_size={split_size}, test_split={test_split!r}; for fewer "
             "training examples set num_train."
-        )
-
-
-def _check_size(size, stored_size, resize):
-    if size is None:
-        raise UserError(
-            "These images have no one size of their own. Received: "
-            "image_size=None; set the side in pixels that the model is to see."
-        )
-    if size > stored_size:
-        raise UserError(
-            "Stored images are smaller than what the model is to see. "
-            f"Received: resize={resize}, image_size={size}; make resize at "
-            "least image_size."
         )
 
 
@@ -252,8 +223,13 @@ def balanced_draw(labels, count, seed):
     return np.sort(order[:count])
 
 
+def _load_shipped(name, image_size, resize, channels, **_):
+    """Returns class names, training and test split, and their `Fit`."""
+    return _load_shipped_once(name, resize or image_size, channels)
+
+
 @functools.lru_cache(maxsize=4)
-def _load_shipped(name, size, channels):
+def _load_shipped_once(name, size, channels):
     raw, labels = {"mnist": _read_mnist, "digits": _read_digits}[name]()
     size, channels = size or raw.shape[1], channels or raw.shape[-1]
     fit = Fit("crop", size, size, channels)
@@ -261,7 +237,7 @@ def _load_shipped(name, size, channels):
     held_out = balanced_draw(labels, _SHIPPED_TEST_EXAMPLES[name], seed=0)
     rest = np.setdiff1d(np.arange(len(labels)), held_out)
     train, test = (Split(images, r, labels[r]) for r in (rest, held_out))
-    return tuple("0123456789"), train, test
+    return tuple("0123456789"), train, test, fit
 
 
 def _read_mnist():
@@ -281,8 +257,49 @@ def _read_digits():
     return images[..., None], digits.target.astype(np.int32)
 
 
+def _load_encoded(
+    name,
+    data_dir,
+    image_size,
+    channels,
+    resize,
+    keep,
+    on_damaged,
+    memory_budget,
+    cache_dir,
+    **arguments,
+):
+    """Returns class names, training and test split, and their `Fit`."""
+    class_names, images, labels, shape = _find(
+        name, data_dir, cache_dir, **arguments
+    )
+    stored_size = resize or image_size or shape[0]
+    if stored_size is None:
+        raise UserError(
+            "These images have no one size of their own. Received: "
+            "image_size=None; set the side in pixels that the model is to see."
+        )
+    kind = "xray" if name == "chexpert" else "crop"
+    keep = keep or ("encoded" if kind == "xray" else "decoded")
+    crop = image_size if keep == "encoded" and image_size else stored_size
+    fit = Fit(kind, stored_size, crop, channels or shape[2])
+    train, test = _decode_splits(
+        images, labels, fit, keep, on_damaged, memory_budget, cache_dir
+    )
+    if name == "folder":
+        _check_classes(train.labels, class_names, data_dir)
+    return class_names, train, test, fit
+
+
 def _find(
-    name, data_dir, train_split, test_split, split_size, split_seed, cache_dir
+    name,
+    data_dir,
+    cache_dir,
+    train_split,
+    test_split,
+    split_size,
+    split_seed,
+    **_,
 ):
     """Finds the images and labels of a dataset that is stored encoded.
 
@@ -367,7 +384,7 @@ def _decode_splits(
     )
 
 
-def _per_channel(name, value, channels, default):
+def _per_channel(name, value, default, channels):
     values = tuple(
         float(v) for v in np.atleast_1d(default if value is None else value)
     )
