@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas
 import pytest
@@ -223,10 +225,14 @@ def test_multi_label_tables(tmp_path, monkeypatch):
     subjects = written_runs.write_subjects(tmp_path)
     info, dataset = subjects.info, subjects.dataset
     # The digits as if each were ten findings.
-    split = dataset.test
-    object.__setattr__(split, "labels", one_hot(np.asarray(split.labels), 10))
-    object.__setattr__(info, "multi_label", True)
+    # Copies: what `load` returns is shared with other tests.
+    info = dataclasses.replace(info, multi_label=True)
+    split = dataclasses.replace(
+        dataset.test, labels=one_hot(dataset.test.labels, 10)
+    )
+    dataset = dataclasses.replace(dataset, info=info, test=split)
     monkeypatch.setattr(Subjects, "info", info)
+    monkeypatch.setattr(Subjects, "dataset", dataset)
     table = mistakes(subjects, Output(tmp_path / "out"))
     overall = table[table["class"] == "all"]
     assert set(overall.decisions) == {7970}
