@@ -8,7 +8,7 @@ import tensorflow as tf
 from scipy import stats
 from sklearn import metrics
 
-from keras_transfer import data, models
+from keras_transfer import data, devices, models
 from keras_transfer.analysis import LossSurface, Points, dataset_surface
 from keras_transfer.analysis import loss_surface as module
 from keras_transfer.analysis.results import Results
@@ -315,7 +315,7 @@ def test_one_trace_serves_all_points(dataset):
 
 def test_an_interrupted_evaluation_continues(dataset, tmp_path, monkeypatch):
     # One point at a time, so that there is something between points.
-    monkeypatch.setattr(module, "_SECONDS_PER_CALL", 1e-9)
+    monkeypatch.setattr(devices, "_SECONDS_PER_CALL", 1e-9)
     model = fixup()
     surface = dataset_surface(model, vectors(model), dataset)
     points = some_points(6)

@@ -25,11 +25,10 @@ from keras_transfer import objectives
 from keras_transfer.analysis.results import Results
 from keras_transfer.analysis.spread import SpreadBatches
 from keras_transfer.analysis.weight_space import WeightSpace
+from keras_transfer.devices import Pace, has_accelerator
+from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
 
-# Long enough that Python between calls costs nothing, short enough that the
-# progress bar moves and an interrupt is answered.
-_SECONDS_PER_CALL = 2.0
 # Points that share one reading of batches too many to be kept; so many at most
 # are lost by an interrupt.
 _POINTS_PER_READING = 32
@@ -98,14 +97,14 @@ class LossSurface:
         self._means = means
         self._whole = whole
         self._key = json.dumps([key, *means])
-        self._strategy = strategy or _default_strategy()
+        self._strategy = strategy or default_strategy()
         self._has_other_workers = (
             len(self._strategy.extended.worker_devices)
             < self._strategy.num_replicas_in_sync
         )
         self.space = WeightSpace(model, weights, modules, self._strategy)
         if jit_compile is None:
-            jit_compile = _has_accelerator()
+            jit_compile = has_accelerator()
         self._call_model = tf.function(
             self._call_model, jit_compile=jit_compile or None
         )
@@ -129,7 +128,7 @@ class LossSurface:
             )
         self._batches = SpreadBatches(batches, self._strategy, memory_budget)
         self._measure = self._compile(self._measure, self._batches)
-        self._seconds_per_batch = None
+        self._pace = Pace()
 
     def evaluate(self, points, results=None, description="loss surface"):
         """Evaluates loss and metrics at many points.
@@ -294,22 +293,16 @@ class LossSurface:
             began = time.perf_counter()
             yield part
             work = (part.stop - part.start) * num_batches
-            self._time_call(work, time.perf_counter() - began)
+            self._pace.note(work, time.perf_counter() - began)
             if bar is not None:
                 bar.update(work)
             first = part.stop
 
     def _points_per_call(self, num_batches):
         # Workers must agree, which their clocks do not.
-        if self._seconds_per_batch is None or self._has_other_workers:
+        if self._has_other_workers:
             return 1
-        seconds = self._seconds_per_batch * num_batches
-        return max(1, int(_SECONDS_PER_CALL / seconds))
-
-    def _time_call(self, work, seconds):
-        # The first call of all traces and compiles, so it tells nothing.
-        first = self._seconds_per_batch is None
-        self._seconds_per_batch = _SECONDS_PER_CALL if first else seconds / work
+        return self._pace.count(num_batches)
 
     def _gather(self, value, axis):
         """Returns the replicas' tensors, concatenated, as a NumPy array."""
@@ -478,7 +471,7 @@ def dataset_surface(
     """
     info = dataset.info
     _check_data(model, info)
-    strategy = strategy or _default_strategy()
+    strategy = strategy or default_strategy()
     statistics_batches = None
     if reestimate_batch_norm and batch_norms(model):
         size = min(batch_size, info.num_train)
@@ -560,14 +553,3 @@ def _no_momentum(layers):
 def _unflatten(tensor, shape):
     """Returns a tensor [m * n, ...] as [m, n, ...]."""
     return tf.reshape(tensor, tf.concat([shape, tf.shape(tensor)[1:]], 0))
-
-
-def _default_strategy():
-    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
-    if len(gpus) > 1:
-        return tf.distribute.MirroredStrategy(gpus)
-    return tf.distribute.OneDeviceStrategy((gpus or ["/CPU:0"])[0])
-
-
-def _has_accelerator():
-    return any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))

@@ -13,7 +13,6 @@ from keras_transfer.analysis.loss_surface import dataset_surface
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
 
-KINDS = ("RI", "P", "RI-T", "P-T")
 # What a model was before it was trained on the target (paper section 2).
 _STARTS = {"RI-T": "RI", "P-T": "P"}
 # Examples at a time, in a pass that computes logits only.

@@ -37,6 +37,25 @@ class Augmentation:
         return self.function(images, uniforms, size)
 
 
+def augment(augmentation, images, uniforms, size):
+    """Applies a sequence of `Augmentation` to one batch.
+
+    Args:
+        augmentation: The sequence.
+        images: `[b, h, w, c]`, as `Augmentation` takes them.
+        uniforms: float32 `[b, k]` in [0, 1), k the sum of their `num_uniforms`.
+        size: Side of the model's input in pixels.
+
+    Returns:
+        Images of the same range.
+    """
+    for operation in augmentation:
+        k = operation.num_uniforms
+        images = operation(images, uniforms[:, :k], size)
+        uniforms = uniforms[:, k:]
+    return images
+
+
 @gin.configurable
 def random_flip():
     """Mirrors half of the images left to right.

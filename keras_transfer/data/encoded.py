@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from keras_transfer.data.augment import augment
 from keras_transfer.data.pipeline import Dataset, Split, mix
 from keras_transfer.data.preprocessing import Fit, normalize
 from keras_transfer.data.storage import cached, store
@@ -322,10 +323,7 @@ class EncodedSplit(Split):
         rows, _ = self._tensors
         size, fit = self.fit.crop, self.fit
         image = self._decode(tf.gather(rows, example))[None]
-        for augment in augmentation:
-            k = augment.num_uniforms
-            image = augment(image, uniforms[None, :k], size)
-            uniforms = uniforms[k:]
+        image = augment(augmentation, image, uniforms[None], size)
         if image.shape[1:3] == (size, size):
             # It is cut out already: nothing is left to resize.
             fit = dataclasses.replace(fit, resize=size)

@@ -15,6 +15,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.data.augment import augment
 from keras_transfer.data.preprocessing import (
     Info,
     center_crop,
@@ -128,11 +129,7 @@ class Dataset:
         seed,
         augmentation=(),
         mixup_alpha=0.0,
-        first_epoch=0,
-        first_step=0,
-        num_replicas=1,
-        num_workers=1,
-        worker=0,
+        **position,
     ):
         """Makes the endless stream of training batches of a run.
 
@@ -146,14 +143,9 @@ class Dataset:
             augmentation: Sequence of `Augmentation`, applied in turn. Images
                 still larger than the model's input are then cropped at the
                 centre.
-            mixup_alpha: Mixup (Zhang et al. 2018) with one
-                lambda ~ Beta(alpha, alpha) for each global batch; partners
-                come from the same part of the batch. 0 for none.
-            first_epoch: Epoch to start in, from 0.
-            first_step: Step of that epoch to start at, from 0.
-            num_replicas: Replicas of each worker.
-            num_workers: Number of workers.
-            worker: Index of this worker.
+            mixup_alpha: As `train_parts`.
+            **position: Where in the stream to start and which worker's part
+                of it to make, as `train_parts`.
 
         Returns:
             An infinite `tf.data.Dataset` of images float32 `[b, h, w, c]` and
@@ -161,19 +153,10 @@ class Dataset:
             b = batch_size / (num_workers * num_replicas).
 
         Raises:
-            UserError: If the batch is larger than the training split or
-                cannot be cut into equal parts.
+            UserError: As `train_parts`.
         """
         parts = self.train_parts(
-            batch_size,
-            seed,
-            augmentation,
-            mixup_alpha,
-            first_epoch,
-            first_step,
-            num_replicas,
-            num_workers,
-            worker,
+            batch_size, seed, augmentation, mixup_alpha, **position
         )
         batches = self._load_batches(parts, augmentation)
         return _finalize(batches, tf.data.INFINITE_CARDINALITY)
@@ -203,12 +186,29 @@ class Dataset:
         it finishes its batch sooner than another thread, competing for the
         same cores, hands it over.
 
-        Args and errors are those of `train_batches`.
+        Args:
+            batch_size: Size of the global batch.
+            seed: Integer seed of order, augmentation and mixup.
+            augmentation: Sequence of `Augmentation`, applied in turn. Images
+                still larger than the model's input are then cropped at the
+                centre.
+            mixup_alpha: Mixup (Zhang et al. 2018) with one
+                lambda ~ Beta(alpha, alpha) for each global batch; partners
+                come from the same part of the batch. 0 for none.
+            first_epoch: Epoch to start in, from 0.
+            first_step: Step of that epoch to start at, from 0.
+            num_replicas: Replicas of each worker.
+            num_workers: Number of workers.
+            worker: Index of this worker.
 
         Returns:
             An infinite `tf.data.Dataset` of dicts: "examples" int32 `[b]`,
             "uniforms" float32 `[b, k]`, and for mixup "weight" float32 scalar
             and "partners" int32 `[b]`.
+
+        Raises:
+            UserError: If the batch is larger than the training split or
+                cannot be cut into equal parts.
         """
         num_parts = num_workers * num_replicas
         _check_batch_size(batch_size, num_parts)
@@ -256,11 +256,7 @@ class Dataset:
         images, targets = source.train.fetch(
             part["examples"], self._num_classes
         )
-        uniforms = part["uniforms"]
-        for augment in augmentation:
-            k = augment.num_uniforms
-            images = augment(images, uniforms[:, :k], size)
-            uniforms = uniforms[:, k:]
+        images = augment(augmentation, images, part["uniforms"], size)
         # In whole levels there is a quarter as much to move and shuffle.
         images = to_uint8(center_crop(images, size))
         images = normalize(images, source.info)

@@ -1,8 +1,8 @@
 """Training: one loop for every `tf.distribute` strategy."""
 
+from keras_transfer.devices import strategy
 from keras_transfer.training.loop import train
 from keras_transfer.training.optimizers import SGD
 from keras_transfer.training.schedules import constant, cosine, multi_step
-from keras_transfer.training.strategies import strategy
 
 __all__ = ["SGD", "constant", "cosine", "multi_step", "strategy", "train"]

@@ -4,14 +4,14 @@ import time
 
 import gin
 import keras
-import tensorflow as tf
 from tqdm import tqdm
 
 from keras_transfer import models, objectives, runs
+from keras_transfer.devices import has_accelerator
+from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
 from keras_transfer.training.optimizers import SGD
 from keras_transfer.training.record import Record
-from keras_transfer.training.strategies import strategy as default_strategy
 from keras_transfer.training.trainer import Trainer
 
 
@@ -82,7 +82,7 @@ def train(
     steps = dataset.steps_per_epoch(batch_size)
     augmentation = tuple(augmentation)
     # On the CPU the step finishes its batches itself; see `train_parts`.
-    in_step = dataset.in_memory and not _has_accelerator()
+    in_step = dataset.in_memory and not has_accelerator()
     _set_dtype_policy(dtype_policy)
     with strategy.scope():
         net = model(
@@ -99,7 +99,7 @@ def train(
             strategy,
             dataset.info.multi_label,
             batch_size,
-            _has_accelerator() if jit_compile is None else jit_compile,
+            has_accelerator() if jit_compile is None else jit_compile,
             (lambda part: dataset.finish(part, augmentation))
             if in_step
             else None,
@@ -238,13 +238,6 @@ def _pretrained_run(path):
             "--gin_bindings='train.pretrained=\"DIR\"'."
         )
     return run
-
-
-def _has_accelerator():
-    return bool(
-        tf.config.list_logical_devices("GPU")
-        or tf.config.list_logical_devices("TPU")
-    )
 
 
 def _is_chief(strategy):

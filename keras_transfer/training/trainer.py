@@ -7,12 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer import objectives
+from keras_transfer.devices import Pace
 from keras_transfer.errors import UserError
 from keras_transfer.training import optimizers
-
-# Long enough that Python between calls costs nothing, short enough that the
-# progress bar moves and an interrupt is answered.
-_SECONDS_PER_CALL = 2.0
 
 
 class Trainer:
@@ -53,7 +50,7 @@ class Trainer:
         self._gradients = tf.function(
             self._gradients, jit_compile=jit_compile or None
         )
-        self._seconds_per_step = None
+        self._pace = Pace()
 
     @property
     def learning_rate(self):
@@ -102,13 +99,13 @@ class Trainer:
         sums = np.empty((steps, 2), np.float32)
         done = 0
         while done < steps:
-            count = min(self._steps_per_call(), steps - done)
+            count = min(self._pace.count(), steps - done)
             began = time.perf_counter()
             part = self._train_steps(iterator, tf.constant(count)).numpy()
             bad = np.flatnonzero(~np.isfinite(part[:, 0]))
             if bad.size:
                 _raise_not_finite(first_step + done + bad[0] + 1)
-            self._time_call(count, time.perf_counter() - began)
+            self._pace.note(count, time.perf_counter() - began)
             sums[done : done + count] = part
             done += count
             progress(count)
@@ -129,16 +126,6 @@ class Trainer:
         """
         logits = [self._predict_step(batch).numpy() for batch in batches]
         return np.concatenate(logits)[:num_examples]
-
-    def _steps_per_call(self):
-        if self._seconds_per_step is None:
-            return 1
-        return max(1, int(_SECONDS_PER_CALL / self._seconds_per_step))
-
-    def _time_call(self, count, seconds):
-        # The first call of all traces and compiles, so it tells nothing.
-        first = self._seconds_per_step is None
-        self._seconds_per_step = _SECONDS_PER_CALL if first else seconds / count
 
     @tf.function
     def _train_steps(self, iterator, steps):

@@ -1,16 +1,20 @@
-"""Which devices a run is spread over."""
+"""Which devices work is spread over, and how much of it goes into a call."""
 
 import gin
 import tensorflow as tf
 
 from keras_transfer.errors import UserError
 
+# Long enough that Python between calls costs nothing, short enough that the
+# progress bar moves and an interrupt is answered.
+_SECONDS_PER_CALL = 2.0
+
 NAMES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
 @gin.configurable
 def strategy(name="auto", devices=None, tpu=""):
-    """Returns the `tf.distribute.Strategy` a run is trained under.
+    """Returns the `tf.distribute.Strategy` to train or analyze under.
 
     Args:
         name: one of
@@ -76,3 +80,27 @@ def _tpu_strategy(tpu):
             f'name, or "local" on a Cloud TPU VM. TensorFlow said: {error}'
         ) from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def has_accelerator():
+    """Returns whether TensorFlow sees a GPU or a TPU."""
+    return any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
+
+
+class Pace:
+    """How many units of work go into one call of a compiled function."""
+
+    def __init__(self):
+        self._seconds_per_unit = None
+
+    def count(self, size=1):
+        """Returns how many pieces of `size` units to do in the next call."""
+        if self._seconds_per_unit is None:
+            return 1
+        return max(1, int(_SECONDS_PER_CALL / (self._seconds_per_unit * size)))
+
+    def note(self, units, seconds):
+        """Learns from a call that did so many units in so many seconds."""
+        # The first call of all traces and compiles, so it tells nothing.
+        first = self._seconds_per_unit is None
+        self._seconds_per_unit = _SECONDS_PER_CALL if first else seconds / units
