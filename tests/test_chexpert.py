@@ -107,6 +107,7 @@ def test_split_and_labels_are_the_published_ones(folder, load):
     np.testing.assert_array_equal(dataset.test.labels, _labels(test))
     assert dataset.info.num_train == len(twice)
     assert dataset.info.num_test == SIZE
+    assert data.count(**dataset.arguments) == (5, len(twice), SIZE)
 
 
 def test_official_validation_images_on_request(folder, load):

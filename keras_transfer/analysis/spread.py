@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
+from keras_transfer.data.pipeline import PARALLEL_CALLS, prefetch
 from keras_transfer.errors import UserError
 
 # A replica is given many batches at a time, so that what is done once for all
@@ -60,6 +62,27 @@ class SpreadBatches:
         return iter(self._kept_chunks)
 
 
+def has_other_workers(strategy):
+    """Returns whether some replicas are another process's."""
+    workers = strategy.extended.worker_devices
+    return len(workers) < strategy.num_replicas_in_sync
+
+
+def gather(strategy, value, axis):
+    """Returns the replicas' tensors, concatenated, as a NumPy array.
+
+    Args:
+        strategy: the `tf.distribute.Strategy`.
+        value: what its `run` returned, of any shapes that fit together.
+        axis: int, along which to concatenate.
+    """
+    if has_other_workers(strategy):
+        return strategy.gather(value, axis).numpy()
+    # One process needs no collective operation.
+    local = strategy.experimental_local_results(value)
+    return np.concatenate([v.numpy() for v in local], axis)
+
+
 def _count(batches):
     count = int(batches.cardinality())
     if count == tf.data.UNKNOWN_CARDINALITY:
@@ -87,7 +110,7 @@ def _fill_up(batches):
         tensors = inputs, targets, tf.cast(weights, tf.float32)
         return tuple(_pad(tensor, size) for tensor in tensors)
 
-    batches = batches.map(fill_up, num_parallel_calls=tf.data.AUTOTUNE)
+    batches = batches.map(fill_up, num_parallel_calls=PARALLEL_CALLS)
     num_bytes = sum(
         spec.dtype.size * math.prod(spec.shape) for spec in batches.element_spec
     )
@@ -120,4 +143,4 @@ def _deal_out(batches, chunk_size, context):
 
     chunks = rounds.map(lambda *ts: tuple(t[first : first + own] for t in ts))
     chunks = chunks.batch(chunk_size).map(replicas_first)
-    return chunks.unbatch().prefetch(tf.data.AUTOTUNE)
+    return prefetch(chunks.unbatch())

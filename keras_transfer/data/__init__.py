@@ -7,7 +7,7 @@ from keras_transfer.data.augment import (
     random_flip,
     random_resized_crop,
 )
-from keras_transfer.data.datasets import load
+from keras_transfer.data.datasets import count, load
 from keras_transfer.data.pipeline import Dataset, Split
 from keras_transfer.data.preprocessing import Info, preprocess
 from keras_transfer.data.shuffle import (
@@ -23,6 +23,7 @@ __all__ = [
     "Split",
     "block_shuffle",
     "channel_shuffle",
+    "count",
     "load",
     "pixel_shuffle",
     "preprocess",

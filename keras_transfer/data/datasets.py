@@ -1,6 +1,7 @@
 """`load`: a dataset by its name."""
 
 import functools
+import inspect
 import os
 
 import gin
@@ -140,6 +141,42 @@ def load(
     return (EncodedDataset if is_encoded else Dataset)(
         info, train, test, arguments
     )
+
+
+def count(**arguments):
+    """Counts a dataset's images without reading, or preparing, any of them.
+
+    Args:
+        **arguments: Of `load`.
+
+    Returns:
+        Number of classes (or findings), training images and test images.
+
+    Raises:
+        UserError: If the data are not there to be counted.
+    """
+    given = inspect.signature(load).bind(**arguments)
+    given.apply_defaults()
+    arguments = given.arguments
+    name, num_train = arguments["name"], arguments["num_train"]
+    if name in _SHIPPED_TEST_EXAMPLES:
+        class_names, train, test, _ = _load_shipped(**arguments)
+        train, num_test = train.labels, len(test)
+    elif name in ("folder", "chexpert"):
+        class_names, _, labels, _ = _find(**arguments)
+        train, num_test = labels["train"], len(labels["test"])
+    else:
+        class_names, *counts = tfds.count(
+            name, arguments["train_split"], arguments["test_split"]
+        )
+        limit = arguments["split_size"] or max(counts)
+        count, num_test = (min(n, limit) for n in counts)
+        return len(class_names), num_train or count, num_test
+    if num_train is not None:
+        train = train[balanced_draw(train, num_train, arguments["seed"])]
+    if name == "chexpert":
+        train = chexpert.doubled(train)
+    return len(class_names), len(train), num_test
 
 
 def _check_arguments(

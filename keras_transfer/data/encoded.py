@@ -14,7 +14,13 @@ import tensorflow as tf
 from absl import logging
 
 from keras_transfer.data.augment import augment
-from keras_transfer.data.pipeline import Dataset, Split, mix
+from keras_transfer.data.pipeline import (
+    PARALLEL_CALLS,
+    Dataset,
+    Split,
+    mix,
+    prefetch,
+)
 from keras_transfer.data.preprocessing import Fit, normalize
 from keras_transfer.data.storage import cached, store
 from keras_transfer.errors import UserError
@@ -228,13 +234,17 @@ def _read_all(images, function, description):
         return row, function(images.read(row))
 
     dataset = tf.data.Dataset.range(len(images)).map(
-        load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=False
+        load, num_parallel_calls=PARALLEL_CALLS, deterministic=False
     )
     # A damaged file drops out here and its row is never seen.
     dataset = dataset.ignore_errors(log_warning=False)
-    dataset = dataset.batch(_BATCH).prefetch(tf.data.AUTOTUNE)
+    dataset = prefetch(dataset.batch(_BATCH))
     with tqdm(
-        total=len(images), desc=description, delay=2, disable=None
+        total=len(images),
+        desc=description,
+        delay=2,
+        disable=None,
+        leave=None,
     ) as progress:
         for rows, results in dataset.as_numpy_iterator():
             yield rows, results
@@ -369,6 +379,6 @@ class EncodedDataset(Dataset):
                 }
             )
         )
-        images = examples.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+        images = examples.map(load, num_parallel_calls=PARALLEL_CALLS)
         batches = images.batch(batch_size, drop_remainder=True)
-        return batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+        return batches.map(finish, num_parallel_calls=PARALLEL_CALLS)

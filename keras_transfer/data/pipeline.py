@@ -11,9 +11,12 @@ very stream it left.
 import dataclasses
 import functools
 import math
+import os
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
+from tqdm import tqdm
 
 from keras_transfer.data.augment import augment
 from keras_transfer.data.preprocessing import (
@@ -23,8 +26,12 @@ from keras_transfer.data.preprocessing import (
     shuffle_function,
     to_uint8,
 )
-from keras_transfer.data.storage import Images
+from keras_transfer.data.storage import Images, unnamed_file
 from keras_transfer.errors import UserError
+
+# Threads that make batches; see `prefetch`.
+PARALLEL_CALLS = os.cpu_count() or 1
+_PREFETCHED = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,17 +69,35 @@ class Split:
         """Returns stored images uint8 `[b, size, size, c]` as a NumPy array."""
         return np.asarray(self.images.array[self.rows[examples]])
 
-    def map_images(self, function):
-        """Returns the split with its stored images changed, in memory.
+    def map_images(self, function, cache_dir=None):
+        """Returns the split with its stored images changed, once.
+
+        They are kept in memory if these are, else in a file without a name,
+        which is gone with the process.
 
         Args:
-            function: Takes and returns uint8 images `[b, size, size, c]`.
+            function: Takes uint8 images `[b, size, size, c]`, returns as many.
+            cache_dir: Folder for that file; see `storage.cached`.
+
+        Raises:
+            OSError: If there is no room for the file.
         """
         chunks = np.array_split(np.arange(len(self)), len(self) // 256 + 1)
+        array = None
         with tf.init_scope():  # Also when first asked for inside a graph.
-            images = [function(self.raw_images(c)).numpy() for c in chunks]
-        images = Images(np.concatenate(images))
-        return Split(images, np.arange(len(self)), self.labels)
+            for chunk in tqdm(
+                chunks, "Moving blocks", delay=2, disable=None, leave=None
+            ):
+                images = function(self.raw_images(chunk)).numpy()
+                if array is None:
+                    shape = (len(self), *images.shape[1:])
+                    array = (
+                        np.empty(shape, np.uint8)
+                        if self.images.in_memory
+                        else unnamed_file(shape, cache_dir)
+                    )
+                array[chunk] = images
+        return Split(Images(array), np.arange(len(self)), self.labels)
 
     def fetch(self, examples, num_classes):
         """Fetches examples inside a `tf.data` function.
@@ -165,7 +190,7 @@ class Dataset:
         """Turns what `train_parts` gives into training batches."""
         return parts.map(
             lambda part: self.finish(part, augmentation),
-            num_parallel_calls=tf.data.AUTOTUNE,
+            num_parallel_calls=PARALLEL_CALLS,
         )
 
     def train_parts(
@@ -316,7 +341,7 @@ class Dataset:
         batches = tf.data.Dataset.from_tensor_slices(
             _own(tf.constant(position), worker, num_replicas)
         )
-        batches = batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = batches.map(finish, num_parallel_calls=PARALLEL_CALLS)
         return _finalize(batches, steps * num_replicas)
 
     @property
@@ -325,19 +350,31 @@ class Dataset:
 
     @functools.cached_property
     def _blocks_moved(self):
-        """This dataset with blocks moved, once, in the images in memory.
+        """This dataset with blocks moved, once, in the stored images.
 
         Where nothing random comes first, crop and shuffle are the same for
         every epoch; done again and again, moving small blocks would cost as
         much as the rest of the pipeline.
         """
-        if self.info.shuffle != "blocks" or not self.train.images.in_memory:
+        decoded = isinstance(self.train.images, Images)
+        if self.info.shuffle != "blocks" or not decoded:
             return self
         size, shuffle = self.info.image_shape[0], shuffle_function(self.info)
-        train, test = (
-            split.map_images(lambda x: shuffle(center_crop(x, size)))
-            for split in (self.train, self.test)
-        )
+        try:
+            train, test = (
+                split.map_images(
+                    lambda x: shuffle(center_crop(x, size)),
+                    self.arguments.get("cache_dir"),
+                )
+                for split in (self.train, self.test)
+            )
+        except OSError as error:
+            logging.warning(
+                "Blocks are moved anew in every epoch, which takes longer: "
+                "there is no room to keep the shuffled images. %s",
+                error,
+            )
+            return self
         info = dataclasses.replace(self.info, shuffle=None, block_size=None)
         return Dataset(info, train, test)
 
@@ -399,6 +436,22 @@ def _beta(alpha, shape, seed):
     return tf.cast(gamma[0] / (gamma[0] + gamma[1]), tf.float32)
 
 
+def prefetch(batches):
+    """Returns batches that are made ahead, by a fixed number of threads.
+
+    tf.data's tuning of such numbers, which is switched off, can hold up the end
+    of an iteration for as long as that has lasted, at most for a minute: its
+    own thread, which sleeps ever longer, is waited for (TensorFlow 2.21).
+
+    Args:
+        batches: `tf.data.Dataset` whose `num_parallel_calls` are
+            `PARALLEL_CALLS`.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.prefetch(_PREFETCHED).with_options(options)
+
+
 def mix(images, targets, part):
     """Applies mixup to a batch, if `part` (of `train_parts`) asks for it."""
     if "weight" not in part:
@@ -417,5 +470,5 @@ def _finalize(batches, cardinality):
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )
-    batches = batches.with_options(options).prefetch(tf.data.AUTOTUNE)
+    batches = prefetch(batches.with_options(options))
     return batches.apply(tf.data.experimental.assert_cardinality(cardinality))

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,30 @@ class Images:
             lambda r: self.array[r], [rows], tf.uint8, stateful=False
         )
         return tf.ensure_shape(images, rows.shape + self.array.shape[1:])
+
+
+def unnamed_file(shape, cache_dir=None):
+    """Returns an array in a file that has no name.
+
+    However the process ends, nothing is left behind.
+
+    Args:
+        shape: Of the array.
+        cache_dir: As in `cached`.
+
+    Returns:
+        uint8 `numpy.memmap`.
+
+    Raises:
+        OSError: If there is no room or the folder cannot be written.
+    """
+    folder = Path(cache_dir or DEFAULT_CACHE_DIR).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    num_bytes = int(np.prod(shape, dtype=np.int64))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        # Writing to a memory map on a full disk would kill the process.
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+        return np.memmap(file, np.uint8, "r+", shape=tuple(shape))
 
 
 def store(shape, fill, key, memory_budget, cache_dir=None):

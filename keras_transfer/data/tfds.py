@@ -39,6 +39,42 @@ def open_builder(name, data_dir):
         UserError: If there is no such dataset, it is not for image
             classification, or it is not there and cannot be had.
     """
+    builder = _find_builder(name, data_dir)
+    _prepare(builder)
+    return builder
+
+
+def count(name, train_split, test_split):
+    """Counts what TFDS says a dataset has, whether it is there or not.
+
+    Args:
+        name: As for `open_builder`.
+        train_split: Name of the training split.
+        test_split: Name of the test split, or None.
+
+    Returns:
+        Names of the classes, numbers of training and of test images.
+
+    Raises:
+        UserError: As `open_builder`, or if TFDS does not know.
+    """
+    builder = _find_builder(name, None)
+    try:
+        counts = [
+            builder.info.splits[split].num_examples
+            for split in (
+                train_split,
+                test_split or default_test_split(builder),
+            )
+        ]
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"TFDS does not say how many images it has. Received: name={name!r}"
+        ) from error
+    return class_names(builder), *counts
+
+
+def _find_builder(name, data_dir):
     import tensorflow_datasets as tfds
 
     try:
@@ -59,7 +95,6 @@ def open_builder(name, data_dir):
             f"used. Received: name={name!r}, with features "
             f"{', '.join(features)}."
         )
-    _prepare(builder)
     return builder
 
 
@@ -177,7 +212,9 @@ def _indexed(builder, instructions, cache_dir):
 
     def write(folder):
         found = []
-        for file, part in enumerate(tqdm(parts, "Indexing images", delay=2)):
+        for file, part in enumerate(
+            tqdm(parts, "Indexing images", delay=2, leave=None)
+        ):
             keys = builder.info.supervised_keys
             for entry in _scan(paths[file], *part, *keys):
                 found.append((file, *entry))
@@ -250,7 +287,9 @@ def _copied(builder, split, cache_dir):
         )
         lengths, labels = [], []
         with open(folder / "images.bin", "wb") as file:
-            for example in tqdm(examples, "Copying images", delay=2):
+            for example in tqdm(
+                examples, "Copying images", delay=2, leave=None
+            ):
                 content = example[image_key].numpy()
                 file.write(content)
                 lengths.append(len(content))

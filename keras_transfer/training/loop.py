@@ -1,5 +1,6 @@
 """Training one model, from a configuration to a run directory."""
 
+import math
 import time
 
 import gin
@@ -13,6 +14,9 @@ from keras_transfer.errors import UserError
 from keras_transfer.training.optimizers import SGD
 from keras_transfer.training.record import Record
 from keras_transfer.training.trainer import Trainer
+
+# Test images of at most so many bytes, as float32, are made only once.
+_KEPT_BYTES = 2**28
 
 
 @gin.configurable
@@ -136,6 +140,7 @@ def train(
         total=epochs * steps,
         initial=done * steps,
         unit="step",
+        leave=None,  # When it is the only one, not within a study's.
         disable=not record.is_chief,
     ) as bar:
         for epoch in range(done + 1, epochs + 1):
@@ -193,6 +198,11 @@ def _evaluation(trainer, dataset, batch_size):
     batches = trainer.distribute(
         dataset.eval_batches, split="test", batch_size=batch_size
     )
+    shape = len(targets), *dataset.info.image_shape
+    if 4 * math.prod(shape) <= _KEPT_BYTES:
+        # Making the pipeline anew takes longer than a small split's forward
+        # passes.
+        batches = list(batches)
 
     def evaluate():
         logits = trainer.predict(batches, len(targets))
