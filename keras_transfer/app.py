@@ -1,15 +1,14 @@
 """What the commands under `bin/` share: flags, gin, and plain sentences."""
 
-import logging as standard_logging
 import os
 import sys
 
 # Quiet the start-up banners of TensorFlow's C++ side; errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import gin
 from absl import app, flags, logging
 
+from keras_transfer import config
 from keras_transfer.errors import UserError
 
 GIN_FILE = flags.DEFINE_multi_string(
@@ -35,22 +34,7 @@ def parse_gin():
             "No configuration was given. Name one with --gin_file, for example "
             "--gin_file=gin/p_mnist.gin; the directory gin/ holds them."
         )
-    for name in GIN_FILE.value:
-        # So that an include is found beside the file that includes it.
-        gin.add_config_file_search_path(os.path.dirname(name))
-    # Gin logs an error for every place where an include is not.
-    standard_logging.disable(standard_logging.ERROR)
-    try:
-        gin.parse_config_files_and_bindings(GIN_FILE.value, GIN_BINDINGS.value)
-    except (OSError, ValueError, KeyError, SyntaxError, ImportError) as error:
-        received = [f"--gin_file={name}" for name in GIN_FILE.value]
-        received += [f"--gin_bindings='{b}'" for b in GIN_BINDINGS.value]
-        raise UserError(
-            f"The configuration cannot be used: {_message(error)}\n"
-            f"Received: {' '.join(received)}"
-        ) from error
-    finally:
-        standard_logging.disable(standard_logging.NOTSET)
+    config.parse(GIN_FILE.value, GIN_BINDINGS.value)
 
 
 def run(main):
@@ -68,7 +52,7 @@ def run(main):
         try:
             main()
         except UserError as error:
-            _fail(_message(error))
+            _fail(config.without_calls(error))
         except OSError as error:
             if error.filename is None:
                 raise
@@ -76,16 +60,12 @@ def run(main):
         except RuntimeError as error:
             if "Required bindings" not in str(error):
                 raise
-            _fail(f"The configuration lacks something. {_message(error)}")
+            sentence = config.without_calls(error)
+            _fail(f"The configuration lacks something. {sentence}")
         except KeyboardInterrupt:
             _fail("Interrupted; the same command resumes.", status=130)
 
     app.run(guarded)
-
-
-def _message(error):
-    """Returns an error's text without the call stack that gin appends."""
-    return str(error).split("\n  In call to configurable")[0].strip()
 
 
 def _fail(sentence, status=1):

@@ -348,6 +348,6 @@ def test_gin_file(name, directory, tmp_path):
         [str(ROOT / "gin" / f"{name}.gin")],
         [f"Subjects.runs = {written_runs.named(directory)}"],
     )
-    output = analyze(tmp_path)
-    assert (output.path / f"{name}.csv").stat().st_size > 1000
-    assert (output.path / f"{name}.png").exists()
+    analyze(tmp_path)
+    assert (tmp_path / f"{name}.csv").stat().st_size > 1000
+    assert (tmp_path / f"{name}.png").exists()

@@ -9,15 +9,17 @@ from keras_transfer.runs import write_text
 
 
 @gin.configurable
-def analyze(work_dir, analyses=gin.REQUIRED):
+def analyze(work_dir, analyses=gin.REQUIRED, loaded=None):
     """Runs one or more analyses, which share one loading of models and data.
 
     Args:
         work_dir: directory for tables, figures and TensorBoard files.
         analyses: functions of (subjects, output), run in turn.
+        loaded: `Subjects` of an earlier call; if they are the same ones, what
+            was loaded and computed for them is not loaded again.
 
     Returns:
-        The `Output`.
+        The `Subjects`.
 
     Raises:
         UserError: if there is none, or a run is missing.
@@ -28,8 +30,10 @@ def analyze(work_dir, analyses=gin.REQUIRED):
             "such as [@interpolation]."
         )
     subjects = Subjects()
+    if loaded is not None:
+        subjects.reuse(loaded)
     output = Output(work_dir)
     for analysis in analyses:
         analysis(subjects, output)
     write_text(output.path / "config.gin", gin.operative_config_str())
-    return output
+    return subjects

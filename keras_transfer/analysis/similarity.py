@@ -321,7 +321,7 @@ def _exact_hsic(extractors, batches, kernel, bandwidth):
         to_kernel = functools.partial(_rbf_kernel, bandwidth=bandwidth)
     functions = [e.compile(tf.identity) for e in extractors]
     features = []
-    for images in tqdm(batches, "features", unit="batch"):
+    for images in tqdm(batches, "features", unit="batch", leave=None):
         rows = [f for function in functions for f in function(images)]
         features.append([np.asarray(f, np.float32) for f in rows])
     features = list(map(list, zip(*features, strict=True)))
@@ -344,7 +344,7 @@ def _minibatch_hsic(extractors, batches, kernel, bandwidth):
 
     functions = [e.compile(u_centred_kernel) for e in extractors]
     total, num_examples = 0.0, 0
-    for images in tqdm(batches, "features", unit="batch"):
+    for images in tqdm(batches, "features", unit="batch", leave=None):
         n = len(images)
         if n < _SMALLEST_BATCH:
             continue

@@ -288,7 +288,7 @@ def _spectra(models):
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         found = pool.map(lambda job: job(), jobs.values())
-        found = tqdm(found, "spectra", len(jobs), unit="layer")
+        found = tqdm(found, "spectra", len(jobs), unit="layer", leave=None)
         found = dict(zip(jobs, found, strict=True))
     return [
         {name: found[k] for name, k in of_model.items()} for of_model in keys

@@ -25,7 +25,8 @@ class Subject:
 
     Attributes:
         kind: "P-T", "RI-T", "P", "RI" or a name of the user's own.
-        name: str, unique among the subjects; the run directory's name.
+        name: str, unique among the subjects: the run directory's name, with
+            the names of directories above it if need be.
         run: the `runs.Run`.
         epoch: int.
     """
@@ -57,23 +58,31 @@ class Subjects:
                 """'Subjects.runs = {"P-T": ["runs/pt0", "runs/pt1"]}'. """
                 f"Received: {runs!r}"
             )
-        self._subjects = []
-        names = set()
-        for kind, paths in runs.items():
-            for path in [paths] if isinstance(paths, str) else paths:
-                run = Run(path)
-                run.check_exists()
-                name = run.path.resolve().name
-                if name in names:
-                    name = str(run.path)
-                names.add(name)
-                self._subjects.append(
-                    Subject(kind, name, run, run.resolve_epoch(epoch))
-                )
+        named = [
+            (kind, Run(path))
+            for kind, paths in runs.items()
+            for path in ([paths] if isinstance(paths, str) else paths)
+        ]
+        for _, run in named:
+            run.check_exists()
+        names = _names([run.path for _, run in named])
+        self._subjects = [
+            Subject(kind, name, run, run.resolve_epoch(epoch))
+            for (kind, run), name in zip(named, names, strict=True)
+        ]
         self._data_run = Run(data_from) if data_from else self._subjects[0].run
         self._models = {}
         self._logits = {}
         self._surfaces = {}
+
+    def reuse(self, other):
+        """Takes over what another `Subjects` has loaded, if it is of the same.
+
+        Args:
+            other: `Subjects`; the runs must not have been trained on since.
+        """
+        if self._identity() == other._identity():
+            self.__dict__ |= other.__dict__
 
     def __iter__(self):
         return iter(self._subjects)
@@ -209,6 +218,12 @@ class Subjects:
             )
         return self._surfaces[split]
 
+    def _identity(self):
+        return [
+            self._data_run.path,
+            *((s.kind, s.run.path, s.epoch) for s in self),
+        ]
+
     def _predict(self, subjects, split):
         for subject in subjects:
             self.check_images(subject)
@@ -230,7 +245,9 @@ class Subjects:
             for s in subjects
         ]
         found = [[] for _ in subjects]
-        for images, _, _ in tqdm(batches, f"logits of {split}", unit="batch"):
+        for images, _, _ in tqdm(
+            batches, f"logits of {split}", unit="batch", leave=None
+        ):
             for function, parts in zip(predict, found, strict=True):
                 parts.append(np.asarray(function(images), np.float32))
         return [np.concatenate(parts)[:number] for parts in found]
@@ -246,6 +263,17 @@ class Subjects:
             list of NumPy arrays, trainable and other, in the model's order.
         """
         return [np.asarray(w) for w in self.model(subject, epoch).get_weights()]
+
+
+def _names(paths):
+    """Returns the last parts of paths, as many as tell them from each other."""
+    parts = [path.resolve().parts for path in paths]
+    names = []
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-length:]) for p in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def excess_of_pretrained_pairs(kinds, values):
