@@ -20,9 +20,11 @@ import os
 import pathlib
 import re
 import shutil
+import tokenize
 
 import keras
 import tensorflow as tf
+from gin import config_parser
 
 from keras_transfer import data
 from keras_transfer import models as _models  # noqa: F401, its layers load
@@ -237,6 +239,35 @@ class Run:
         self.check_exists()
         return pandas.read_csv(self.metrics_path)
 
+    def binding(self, name):
+        """Returns what a parameter was bound to in training.
+
+        Args:
+            name: str, configurable and parameter, such as "train.seed".
+
+        Returns:
+            The value in config.gin, defaults included; of a reference to a
+            configurable, the str "@..." that stands there.
+
+        Raises:
+            UserError: if this is not a run, or nothing is bound.
+        """
+        self.check_exists()
+        try:
+            found = _bindings(_read_text(self.config_path))
+        except (SyntaxError, tokenize.TokenError) as error:
+            raise UserError(
+                f"{self.config_path} is damaged: {error}"
+            ) from error
+        for key, value in found.items():
+            # Gin writes module names before a name that is not unique.
+            if f".{key}".endswith(f".{name}"):
+                return value
+        raise UserError(
+            f"{self.config_path} must bind {name}, as that of a run of "
+            "bin/train does. Received: nothing of that name."
+        )
+
     def metric_rows(self):
         """Returns metrics.csv as a list of dicts of strings, [] if absent."""
         if not self.metrics_path.is_file():
@@ -271,6 +302,36 @@ class Run:
             return json.loads(_read_text(path))
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}") from error
+
+
+class _Values(config_parser.ParserDelegate):
+    """Lets a configuration be read without the configurables it names."""
+
+    def __init__(self):
+        self.macros = {}
+
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        call = "()" if evaluate else ""
+        return f"@{scoped_configurable_name}{call}"
+
+    def macro(self, macro_name):
+        # Gin writes macros before what uses them; constants stay a name.
+        return self.macros.get(macro_name, f"%{macro_name}")
+
+
+def _bindings(config):
+    """Returns {"scope/configurable.parameter": value} of a gin text."""
+    delegate, found = _Values(), {}
+    for statement in config_parser.ConfigParser(config, delegate):
+        if not isinstance(statement, config_parser.BindingStatement):
+            continue
+        scope, selector, parameter, value, _ = statement
+        name = f"{scope}/{selector}" if scope else selector
+        if parameter:
+            found[f"{name}.{parameter}"] = value
+        else:
+            delegate.macros[name] = value
+    return found
 
 
 def _read_text(path):

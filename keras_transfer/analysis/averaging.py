@@ -11,7 +11,8 @@ from keras_transfer.analysis.weight_space import Points
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
 
-_MODELS = ("member", "uniform", "greedy", "ensemble")
+_WITHOUT_ONE = "uniform without one"
+_MODELS = ("member", "uniform", _WITHOUT_ONE, "greedy", "ensemble")
 _EXAMPLES = {
     "all": slice(None),
     "selection": slice(0, None, 2),
@@ -67,7 +68,8 @@ def averaging(subjects, output):
 
     Returns:
         `pandas.DataFrame`, one row per kind, model and examples: kind, model
-        ("member", "uniform", "greedy" or "ensemble"), members (names),
+        ("member", "uniform", "greedy", "ensemble", or "uniform without
+        one", the average of all others, for three or more), members (names),
         examples ("all", or of these "selection", every other one, which chose
         the greedy average, or "report", the others), loss (nats) and accuracy,
         or auc and auc_<finding>.
@@ -95,6 +97,11 @@ def averaging(subjects, output):
         }
         compared = [("member", [i]) for i in everyone]
         compared += [*averages.items(), ("ensemble", everyone)]
+        if len(own) > 2:
+            compared += [
+                (_WITHOUT_ONE, everyone[:i] + everyone[i + 1 :])
+                for i in everyone
+            ]
         rows += [
             {
                 "kind": kind,
@@ -135,6 +142,30 @@ def gain(table):
     rows = table[table.examples == "all"]
     means = rows.groupby(["kind", "model"], sort=False)[metric].mean().unstack()
     return means["uniform"] - means["member"]
+
+
+def gains(table, kind):
+    """Returns `gain` for each uniform average of one kind.
+
+    Args:
+        table: what `averaging` returns.
+        kind: kind of model, such as "P-T".
+
+    Returns:
+        dict from frozenset of the averaged models' names to float: all models,
+        and all but each one, which tells how much the gain owes to which seeds
+        were drawn.
+    """
+    metric = "auc" if "auc" in table else "accuracy"
+    rows = table[(table.examples == "all") & (table.kind == kind)]
+    members = rows[rows.model == "member"].set_index("members")[metric]
+    averages = rows[rows.model.isin(["uniform", _WITHOUT_ONE])]
+    return {
+        frozenset(names): value - members[names].mean()
+        for names, value in zip(
+            averages.members.str.split(", "), averages[metric], strict=True
+        )
+    }
 
 
 def save_average(path, subjects, members, weights, summary):
@@ -230,6 +261,7 @@ class _Candidates:
 def _figure(table, metric):
     rows = table[table.examples == "all"]
     kinds = list(dict.fromkeys(rows.kind))
+    models = [model for model in _MODELS if model in set(rows.model)]
     figure, axes = new_figure(
         7.2, 0.6 + 1.6 * len(kinds), len(kinds), 2, sharey=True, squeeze=False
     )
@@ -238,13 +270,13 @@ def _figure(table, metric):
             for model, group in rows[rows.kind == kind].groupby("model"):
                 panel.plot(
                     group[measure],
-                    [_MODELS.index(model)] * len(group),
+                    [models.index(model)] * len(group),
                     "o",
                     color=colour(kind),
                     fillstyle="none" if model == "member" else "full",
                 )
             panel.grid(axis="y", color="0.9")
-            panel.set_yticks(range(len(_MODELS)), _MODELS)
+            panel.set_yticks(range(len(models)), models)
             panel.set_title(kind, fontsize="medium")
     axes[0][0].margins(y=0.15)
     axes[0][0].invert_yaxis()

@@ -1,6 +1,58 @@
-"""Means over pairs of models, with the uncertainty that seeds bring."""
+"""Means and statistics of models, with the uncertainty that seeds bring."""
 
 import numpy as np
+
+
+def mean_over_seeds(values, confidence=0.95):
+    """Returns the mean of one value per seed and Student's interval for it.
+
+    Args:
+        values: float [n].
+        confidence: float in (0, 1).
+
+    Returns:
+        mean, low, high: floats; low and high are NaN for a single value.
+    """
+    from scipy import stats
+
+    values = np.asarray(values, np.float64)
+    mean, low, high = float(np.mean(values)), float("nan"), float("nan")
+    if len(values) > 1:
+        error = np.std(values, ddof=1) / np.sqrt(len(values))
+        half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * error
+        low, high = float(mean - half), float(mean + half)
+    return mean, low, high
+
+
+def jackknife(statistic, groups, confidence=0.95):
+    """Returns a statistic of several models and its interval over seeds.
+
+    Each model in turn is left out (the delete-one jackknife; of models of
+    several kinds, drawn independently, the variances add up: Arvesen 1969), and
+    the interval is Student's with one degree of freedom less than the smallest
+    kind has models.
+
+    Args:
+        statistic: function from a set of models to float; NaN for too few.
+        groups: list of lists of models, one list a kind.
+        confidence: float in (0, 1).
+
+    Returns:
+        value, low, high: floats; low and high are NaN where there are too few
+        models to leave one out.
+    """
+    from scipy import stats
+
+    everyone = {model for group in groups for model in group}
+    value, variance = float(statistic(everyone)), 0.0
+    freedom = min(len(group) for group in groups) - 1
+    if freedom < 1:
+        return value, float("nan"), float("nan")
+    for group in groups:
+        left = [statistic(everyone - {model}) for model in group]
+        variance += (len(group) - 1) * np.var(left)
+    half = stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance)
+    return value, float(value - half), float(value + half)
 
 
 def mean_over_pairs(first, second, values, confidence=0.95):
@@ -8,10 +60,7 @@ def mean_over_pairs(first, second, values, confidence=0.95):
 
     Pairs that share a model are not independent: three models make three pairs,
     but only three seeds were drawn. So what is left out in turn is a model with
-    all its pairs (the delete-one jackknife of a U-statistic, Arvesen 1969; for
-    pairs of two kinds the variances of both kinds add up), and the interval is
-    Student's with one degree of freedom less than there are models, of the kind
-    that has fewer.
+    all its pairs (see `jackknife`).
 
     Args:
         first: names of the first models [n].
@@ -24,20 +73,14 @@ def mean_over_pairs(first, second, values, confidence=0.95):
         mean, low, high: floats; low and high are NaN where there are too few
         models to leave one out.
     """
-    from scipy import stats
-
     first, second = np.asarray(first), np.asarray(second)
     values = np.asarray(values, np.float64)
-    groups = [set(first), set(second)]
-    if groups[0] & groups[1]:
-        groups = [groups[0] | groups[1]]
-    mean, variance = float(np.mean(values)), 0.0
-    for group in groups:
-        rest = [values[(first != m) & (second != m)] for m in group]
-        if any(len(r) == 0 for r in rest):
-            return mean, float("nan"), float("nan")
-        means = np.array([np.mean(r) for r in rest])
-        variance += (len(group) - 1) * np.var(means)
-    freedom = min(len(group) for group in groups) - 1
-    half = stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance)
-    return mean, float(mean - half), float(mean + half)
+
+    def mean(models):
+        kept = np.isin(first, list(models)) & np.isin(second, list(models))
+        return np.mean(values[kept]) if kept.any() else np.nan
+
+    groups = [sorted(set(first)), sorted(set(second))]
+    if set(first) & set(second):
+        groups = [sorted({*first, *second})]
+    return jackknife(mean, groups, confidence)

@@ -1,0 +1,281 @@
+"""What P gives as images are cut into small blocks (paper section 3.1)."""
+
+import dataclasses
+
+import gin
+
+from keras_transfer import objectives
+from keras_transfer.analysis.output import new_figure, plot_by
+from keras_transfer.errors import UserError
+
+# Pairs of runs that saw the same images, and how these were shuffled.
+_IMAGES = ["shuffle", "block_size"]
+_MEASURES = ("final", "speed")
+
+
+def learning_summary(run):
+    """Returns what a run learned, and how fast.
+
+    Source: paper section 3.1. The initialization, epoch 0, has learned nothing
+    yet and is left out.
+
+    Args:
+        run: the `runs.Run`.
+
+    Returns:
+        dict: "epochs" (int, the evaluations after the initialization, one an
+        epoch), "final" (test accuracy at the last of them, or for multi-label
+        data AUC) and "speed" (optimization speed: its mean over all of them).
+
+    Raises:
+        UserError: if there was no evaluation after the initialization.
+    """
+    metrics = run.metrics()
+    rows = metrics[(metrics.split == "test") & (metrics.epoch > 0)]
+    if rows.empty:
+        raise UserError(
+            "What was learned is read from metrics.csv, which must hold test "
+            f"rows of epoch 1 or later. Received: {run.metrics_path}."
+        )
+    values = rows.sort_values("epoch")[
+        objectives.metric_name(run.info().multi_label)
+    ]
+    return {
+        "epochs": len(values),
+        "final": float(values.iloc[-1]),
+        "speed": float(values.mean()),
+    }
+
+
+def check_same_data(subjects, ignored=()):
+    """Raises a `UserError` unless runs were trained on the same data.
+
+    Args:
+        subjects: sequence of `Subject`.
+        ignored: names of the fields of `data.Info` in which they may differ.
+    """
+    first, *others = subjects
+    expected = dataclasses.asdict(first.run.info())
+    for other in others:
+        found = dataclasses.asdict(other.run.info())
+        for field in expected:
+            if field not in ignored and found[field] != expected[field]:
+                raise UserError(
+                    "The runs of a sweep must be trained on the same data. "
+                    f"Received: {first.name} with {field} = "
+                    f"{expected[field]!r} and {other.name} with "
+                    f"{found[field]!r}."
+                )
+
+
+@gin.configurable
+def feature_reuse(subjects, output):
+    """Compares P-Ts with RI-Ts as the images' features are destroyed.
+
+    The subjects are P-Ts and RI-Ts of one target, trained on images whose
+    blocks were shuffled, at several block sizes. At each block size the first
+    P-T is compared with the first RI-T, the second with the second, in the
+    order named; whatever else is named is left aside. Weights and images are
+    not looked at, only metrics.csv.
+
+    Unshuffled images are one block of their own size. Images whose pixels were
+    shuffled have blocks of 1 px, and come before real blocks of 1 px, whose
+    channels stay together, where there are both. Images whose channels were
+    shuffled keep their own size as the block size; they are in the tables, but
+    not on the figure's axis, nor in the statistics.
+
+    Args:
+        subjects: `Subjects` of kinds "P-T" and "RI-T".
+        output: `Output`; receives feature_reuse.csv, what is returned,
+            feature_reuse_drop.csv (`relative_drops`) and the figure
+            feature_reuse.
+
+    Returns:
+        `pandas.DataFrame`, one row per run, in order of block size: kind, name,
+        shuffle ("none", "blocks", "pixels" or "channels"), block_size (px),
+        shuffle_seed, repeat (0 for the run named first of its kind and block
+        size, 1, ...), epochs, final and speed (see `learning_summary`).
+
+    Raises:
+        UserError: if there are fewer than two block sizes, runs that do not
+            pair up, or runs of different data.
+    """
+    import pandas
+
+    models = [*subjects.of_kind("P-T"), *subjects.of_kind("RI-T")]
+    _check_kinds(models)
+    check_same_data(models, ignored=("shuffle", "block_size", "shuffle_seed"))
+    rows = [
+        {"kind": s.kind, "name": s.name}
+        | _shuffle(s.run.info())
+        | learning_summary(s.run)
+        for s in models
+    ]
+    table = pandas.DataFrame(rows)
+    repeat = table.groupby(["kind", *_IMAGES]).cumcount()
+    table.insert(table.columns.get_loc("epochs"), "repeat", repeat)
+    _check_pairs(table)
+    table = table.sort_values("block_size", kind="stable", ignore_index=True)
+    drops = relative_drops(table)
+    output.table("feature_reuse", table)
+    output.table("feature_reuse_drop", drops)
+    metric = objectives.metric_name(models[0].run.info().multi_label)
+    output.figure("feature_reuse", _figure(table, drops, metric))
+    return table
+
+
+def relative_drops(table):
+    """Returns how much of a P-T's performance is missing without P.
+
+    Source: paper section 3.1.
+
+    Args:
+        table: what `feature_reuse` returns.
+
+    Returns:
+        `pandas.DataFrame`, one row per pair of runs and measure: shuffle,
+        block_size (px), repeat, first (the P-T's name), second (the RI-T's),
+        measure ("final" or "speed") and relative_drop, (A_PT - A_RIT) / A_PT.
+    """
+    import pandas
+
+    pairs = table[table.kind == "P-T"].merge(
+        table[table.kind == "RI-T"],
+        on=[*_IMAGES, "repeat"],
+        suffixes=("_first", "_second"),
+    )
+    names = {"name_first": "first", "name_second": "second"}
+    labels = pairs[[*_IMAGES, "repeat", *names]].rename(columns=names)
+    return pandas.concat(
+        [
+            labels.assign(
+                measure=measure,
+                relative_drop=1
+                - pairs[f"{measure}_second"] / pairs[f"{measure}_first"],
+            )
+            for measure in _MEASURES
+        ],
+        ignore_index=True,
+    )
+
+
+def drop_trend(drops):
+    """Returns the statistic of claim C1, "where domains are alike".
+
+    Args:
+        drops: what `relative_drops` returns.
+
+    Returns:
+        `pandas.Series` by repeat: Spearman's rank correlation of the relative
+        drop of the final metric with the block size, in [-1, 1]. Positive if
+        the drop falls as the block size falls; NaN if it is the same at every
+        size.
+    """
+    rows = _on_axis(drops[drops.measure == "final"])
+    return rows.groupby("repeat")[["position", "relative_drop"]].apply(
+        lambda own: own.position.rank().corr(own.relative_drop.rank())
+    )
+
+
+def statistics_gain(table):
+    """Returns the statistic of claim C2, "low-level statistics help too".
+
+    Args:
+        table: what `feature_reuse` returns. The input is fully shuffled if the
+            sweep goes down to blocks of 1 px, or to shuffled pixels.
+
+    Returns:
+        `pandas.Series` by repeat: the P-T's optimization speed minus that of
+        the RI-T, at the smallest block size.
+    """
+    rows = _on_axis(table)
+    smallest = rows[rows.position == rows.position.min()]
+    speeds = smallest.pivot(index="repeat", columns="kind", values="speed")
+    return speeds["P-T"] - speeds["RI-T"]
+
+
+def _shuffle(info):
+    """Returns a dataset's shuffle as columns of the table."""
+    size, shuffle = info.image_shape[0], info.shuffle
+    if shuffle == "blocks" and info.block_size == size:
+        shuffle = None
+    return {
+        "shuffle": shuffle or "none",
+        "block_size": {"blocks": info.block_size, "pixels": 1}.get(
+            shuffle, size
+        ),
+        "shuffle_seed": info.shuffle_seed,
+    }
+
+
+def _check_kinds(models):
+    kinds = {s.kind for s in models}
+    if missing := [kind for kind in ("P-T", "RI-T") if kind not in kinds]:
+        raise UserError(
+            "Feature reuse compares P-Ts with RI-Ts; name runs of both in "
+            f"Subjects.runs. Received: no {' and no '.join(missing)}."
+        )
+
+
+def _check_pairs(table):
+    for (shuffle, size), rows in table.groupby(_IMAGES):
+        first, second = (rows[rows.kind == k] for k in ("P-T", "RI-T"))
+        if len(first) != len(second):
+            raise UserError(
+                "At each block size every P-T needs an RI-T to be compared "
+                f"with. Received: {len(first)} P-T and {len(second)} RI-T at "
+                f"{size} px (shuffle: {shuffle})."
+            )
+        seeds = [list(kind.shuffle_seed) for kind in (first, second)]
+        if shuffle != "none" and seeds[0] != seeds[1]:
+            raise UserError(
+                "P-Ts and RI-Ts are paired in the order named; those of a pair "
+                "must have one shuffle seed. Received: P-T of seeds "
+                f"{seeds[0]} and RI-T of {seeds[1]} at {size} px."
+            )
+    sizes = _on_axis(table).position.unique()
+    if len(sizes) < 2:
+        raise UserError(
+            "A sweep needs runs at two or more block sizes. Received: "
+            f"{', '.join(f'{size:g} px' for size in sizes) or 'none'}."
+        )
+
+
+def _on_axis(table):
+    """Returns the rows that have a block size, by their `position`, px."""
+    rows = table[table.shuffle != "channels"]
+    blocks_of_one = (rows.shuffle == "blocks") & (rows.block_size == 1)
+    before = (rows.shuffle == "pixels") & blocks_of_one.any()
+    # Half a pixel stands for the channels, which are shuffled as well.
+    position = rows.block_size.where(~before, 0.5)
+    return rows.assign(position=position).sort_values("position", kind="stable")
+
+
+def _figure(table, drops, metric):
+    figure, axes = new_figure(6.4, 8.4, rows=3, sharex=True)
+    rows, drops = _on_axis(table), _on_axis(drops)
+    labels = {"final": f"final {metric}", "speed": "optimization speed"}
+    for panel, measure in zip(axes, _MEASURES, strict=False):
+        plot_by(panel, rows, "position", measure, "kind")
+    axes[0].set(ylabel=f"test {metric}", title=f"Final {metric}")
+    axes[1].set(
+        ylabel=f"test {metric}, mean over epochs", title="Optimization speed"
+    )
+    drops = drops.assign(measure=drops.measure.map(labels))
+    plot_by(axes[2], drops, "position", "relative_drop", "measure")
+    axes[2].axhline(0, color="0.8", lw=0.8, zorder=0)
+    axes[2].set(ylabel="(P-T - RI-T) / P-T", title="Relative drop")
+    ticks = rows.drop_duplicates("position").sort_values("position")
+    names = ticks.block_size.astype(str)
+    names = names.where(ticks.shuffle != "pixels", "pixels")
+    axes[2].set_xscale("log", base=2)
+    axes[2].set_xticks(ticks.position, names)
+    axes[2].minorticks_off()
+    if len(ticks) > 8:
+        axes[2].tick_params("x", rotation=90, labelsize="small")
+    whole = "".join(
+        f"; {size}: the whole image"
+        for size in ticks.block_size[ticks.shuffle == "none"]
+    )
+    axes[2].set_xlabel(f"block size (px){whole}")
+    return figure

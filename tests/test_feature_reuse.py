@@ -1,0 +1,182 @@
+import keras
+import numpy as np
+import pandas
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+from keras_transfer import data
+from keras_transfer.analysis import Output, Subjects, feature_reuse
+from keras_transfer.analysis.feature_reuse import (
+    drop_trend,
+    learning_summary,
+    relative_drops,
+    statistics_gain,
+)
+from keras_transfer.errors import UserError
+from keras_transfer.runs import Run
+
+
+def write(path, accuracies, **arguments):
+    """Writes a run with these test accuracies from epoch 0 on."""
+    arguments = {"image_size": 8, "num_train": 16} | arguments
+    dataset = data.load("digits", **arguments)
+    run = Run(path)
+    model = keras.Sequential(
+        [
+            keras.Input(dataset.info.image_shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+    run.describe("", model, dataset)
+    run.save(len(accuracies) - 1, tf.train.Checkpoint(model=model))
+    rows = [
+        {"epoch": epoch, "step": epoch, "split": split, "loss": 1.0}
+        | {"accuracy": accuracy if split == "test" else 1.0}
+        for epoch, accuracy in enumerate(accuracies)
+        for split in ("train", "test")
+    ]
+    run.write_metrics(rows)
+    return str(path)
+
+
+def blocks(size, seed=1234):
+    return {"shuffle": "blocks", "block_size": size, "shuffle_seed": seed}
+
+
+# Final accuracies by block size and seed; speeds are half as large (epoch 1
+# counts as 0). The first seed's drops are 1/2, 1/3 and 1/4; the second's 1/4,
+# 1/2 and 1/3.
+P_T = {(8, 1): 0.8, (2, 1): 0.6, (1, 1): 0.4}
+P_T |= {(8, 2): 0.8, (2, 2): 0.4, (1, 2): 0.6}
+RI_T = {(8, 1): 0.4, (2, 1): 0.4, (1, 1): 0.3}
+RI_T |= {(8, 2): 0.6, (2, 2): 0.2, (1, 2): 0.4}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return {
+        kind: [
+            # Epoch 0 is high, so that it shows if it is not left out.
+            write(
+                root / f"{kind}_{size}_{seed}",
+                [0.9, 0.0, final],
+                **blocks(size, seed),
+            )
+            for (size, seed), final in finals.items()
+        ]
+        for kind, finals in (("P-T", P_T), ("RI-T", RI_T))
+    }
+
+
+@pytest.fixture(scope="module")
+def result(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("analysis")
+    return feature_reuse(Subjects(runs=runs), Output(path)), path
+
+
+def test_table(result):
+    table, path = result
+    assert len(table) == 12
+    assert list(table.block_size) == [1] * 4 + [2] * 4 + [8] * 4
+    # A block of the image's own size is the image.
+    assert list(table.shuffle) == ["blocks"] * 8 + ["none"] * 4
+    for kind, finals in (("P-T", P_T), ("RI-T", RI_T)):
+        rows = table[table.kind == kind].set_index(
+            ["block_size", "shuffle_seed"]
+        )
+        for key, final in finals.items():
+            assert rows.final[key] == final
+            assert rows.speed[key] == pytest.approx(final / 2)
+            assert rows.repeat[key] == key[1] - 1
+            assert rows.epochs[key] == 2
+    written = pandas.read_csv(path / "feature_reuse.csv")
+    pandas.testing.assert_frame_equal(written, table)
+    for suffix in ("png", "svg"):
+        assert (path / f"feature_reuse.{suffix}").stat().st_size > 1000
+
+
+def test_relative_drops_by_hand(result):
+    table, path = result
+    drops = pandas.read_csv(path / "feature_reuse_drop.csv")
+    found = drops[drops.measure == "final"].set_index(["block_size", "repeat"])
+    expected = {(8, 0): 1 / 2, (2, 0): 1 / 3, (1, 0): 1 / 4}
+    expected |= {(8, 1): 1 / 4, (2, 1): 1 / 2, (1, 1): 1 / 3}
+    assert len(found) == 6
+    for key, value in expected.items():
+        assert found.relative_drop[key] == pytest.approx(value)
+    row = found.loc[2, 1]
+    assert (row["first"], row["second"]) == ("P-T_2_2", "RI-T_2_2")
+    # Speeds are all halved, so their relative drops are the same.
+    speeds = drops[drops.measure == "speed"]
+    np.testing.assert_allclose(
+        np.sort(speeds.relative_drop), np.sort(found.relative_drop)
+    )
+
+
+def test_statistics(result):
+    table, _ = result
+    trend = drop_trend(relative_drops(table))
+    expected = [
+        stats.spearmanr([8, 2, 1], drops).statistic
+        for drops in ([1 / 2, 1 / 3, 1 / 4], [1 / 4, 1 / 2, 1 / 3])
+    ]
+    assert expected[0] == 1 and expected[1] < 0
+    np.testing.assert_allclose(trend[[0, 1]], expected)
+    # (0.4 - 0.3) / 2 and (0.6 - 0.4) / 2.
+    np.testing.assert_allclose(statistics_gain(table)[[0, 1]], [0.05, 0.1])
+
+
+def test_pixels_come_before_blocks_of_one(runs, tmp_path):
+    """And shuffled channels, which keep the features, are on no axis."""
+    named = {
+        kind: [
+            *paths[:3],
+            write(tmp_path / f"{kind}_p", [0, pixels], shuffle="pixels"),
+            write(tmp_path / f"{kind}_c", [0, channels], shuffle="channels"),
+        ]
+        for (kind, paths), pixels, channels in zip(
+            runs.items(), (0.3, 0.27), (0.5, 0.01), strict=True
+        )
+    }
+    table = feature_reuse(Subjects(runs=named), Output(tmp_path / "out"))
+    assert table.groupby("shuffle").block_size.first().to_dict() == {
+        "blocks": 1,
+        "channels": 8,
+        "none": 8,
+        "pixels": 1,
+    }
+    assert statistics_gain(table)[0] == pytest.approx(0.03)
+    # 0.1, 1/4, 1/3, 1/2 from pixels to the whole image.
+    assert drop_trend(relative_drops(table))[0] == pytest.approx(1)
+
+
+def test_learning_summary_needs_an_epoch(tmp_path):
+    run = Run(write(tmp_path / "run", [0.1]))
+    with pytest.raises(UserError, match="epoch 1 or later"):
+        learning_summary(run)
+
+
+def test_what_cannot_be_compared(runs, tmp_path):
+    output = Output(tmp_path / "out")
+
+    def run(first, second):
+        feature_reuse(Subjects(runs={"P-T": first, "RI-T": second}), output)
+
+    with pytest.raises(UserError, match="Received: no RI-T"):
+        feature_reuse(Subjects(runs={"P-T": runs["P-T"]}), output)
+    with pytest.raises(UserError, match="2 P-T and 1 RI-T at 8 px"):
+        run(
+            [runs["P-T"][0], runs["P-T"][3]],
+            [runs["RI-T"][0]],
+        )
+    with pytest.raises(UserError, match="block sizes. Received: 8 px"):
+        run([runs["P-T"][0]], [runs["RI-T"][0]])
+    with pytest.raises(UserError, match=r"seeds \[1\] and RI-T of \[2\]"):
+        run([runs["P-T"][1]], [runs["RI-T"][4]])
+    other = write(tmp_path / "other", [0, 1], image_size=16, **blocks(2, 1))
+    with pytest.raises(UserError, match=r"image_shape = \(8, 8, 1\)"):
+        run([runs["P-T"][1]], [other])
+    assert not (output.path / "feature_reuse.csv").exists()

@@ -1,0 +1,307 @@
+import json
+import warnings
+
+import gin
+import keras
+import numpy as np
+import pandas
+import pytest
+import tensorflow as tf
+import written_runs
+from sklearn import neural_network
+
+from keras_transfer import data, training  # noqa: F401, train is bound
+from keras_transfer.analysis import Output, Subjects, pretraining
+from keras_transfer.analysis.pretraining import plateau
+from keras_transfer.analysis.results import Results
+from keras_transfer.errors import UserError
+from keras_transfer.runs import Run, write_text
+
+# Final accuracies by epoch of P and seed; speeds are half as large.
+FINALS = {0: (0.3, 0.4), 2: (0.7, 0.6), 3: (0.8, 0.8), 5: (0.8, 0.7)}
+
+
+def source_data():
+    """Other images than the target's, so that a mix-up shows."""
+    return data.load("digits", image_size=8, num_train=500, shuffle="pixels")
+
+
+def write_source(path):
+    """Writes a P of epochs 0, 2, 3 and 5, with barriers before 5.
+
+    scikit-learn fits the last. The one before is close by. Epoch 2 is the last
+    with its hidden units in another order: the same function, far away.
+    """
+    dataset = source_data()
+    images, targets, _ = next(
+        iter(dataset.eval_batches("train", batch_size=500))
+    )
+    fitted = neural_network.MLPClassifier((16,), max_iter=60, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted.fit(np.reshape(images, (500, -1)), np.argmax(targets, axis=1))
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+    (first, second), (bias, last_bias) = fitted.coefs_, fitted.intercepts_
+    rng = np.random.default_rng(0)
+    order, near = rng.permutation(16), rng.normal(0, 0.02, first.shape)
+    points = {
+        0: [rng.normal(0, 0.1, np.shape(w)) for w in model.get_weights()],
+        2: [first[:, order], bias[order], second[order], last_bias],
+        3: [first + near, bias, second, last_bias],
+        5: [first, bias, second, last_bias],
+    }
+    run = Run(path)
+    run.describe("", model, dataset)
+    for epoch, weights in points.items():
+        model.set_weights(weights)
+        run.save(epoch, tf.train.Checkpoint(model=model))
+
+
+def configure(run, final, **bindings):
+    """Gives a run that was not trained a configuration and its metrics."""
+    lines = [f"train.{name} = {value!r}" for name, value in bindings.items()]
+    write_text(run.config_path, "\n".join(lines) + "\n")
+    rows = [{"epoch": 0, "step": 0, "split": "test", "accuracy": 0.9}]
+    rows += [
+        {"epoch": epoch, "step": epoch, "split": "test", "accuracy": value}
+        for epoch, value in ((1, 0.0), (2, final))
+    ]
+    run.write_metrics(rows)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """P, two P-Ts from each of its epochs, and an RI-T."""
+    root = tmp_path_factory.mktemp("runs")
+    write_source(root / "p")
+    target = written_runs.digits()
+    for epoch, finals in FINALS.items():
+        for seed, final in enumerate(finals):
+            run = written_runs.write_run(
+                root / f"pt_{epoch}_{seed}", target, seed
+            )
+            configure(
+                run,
+                final,
+                pretrained=str(root / "p"),
+                pretrained_epoch="last" if epoch == 5 else epoch,
+            )
+    run = written_runs.write_run(root / "rit", target, 9)
+    configure(run, 0.5, pretrained=None, pretrained_epoch="last")
+    return root
+
+
+def named(root, epochs=tuple(FINALS)):
+    names = [f"pt_{epoch}_{seed}" for seed in range(2) for epoch in epochs]
+    return {"P-T": [str(root / name) for name in names]}
+
+
+@pytest.fixture(scope="module")
+def result(root, tmp_path_factory):
+    path = tmp_path_factory.mktemp("analysis")
+    subjects = Subjects(runs={**named(root), "RI-T": str(root / "rit")})
+    return pretraining(subjects, Output(path), num_points=5), path
+
+
+def test_table(result):
+    table, path = result
+    rows = table[table.kind == "P-T"].set_index(["epoch", "repeat"])
+    assert len(rows) == 8
+    for epoch, finals in FINALS.items():
+        for seed, final in enumerate(finals):
+            row = rows.loc[epoch, seed]
+            assert row["name"] == f"pt_{epoch}_{seed}"
+            assert row.final == final
+            assert row.speed == pytest.approx(final / 2)
+    scratch = table[table.kind == "RI-T"]
+    assert list(scratch.final) == [0.5] and scratch.epoch.isna().all()
+    written = pandas.read_csv(
+        path / "pretraining.csv", dtype={"epoch": "Int64"}
+    )
+    pandas.testing.assert_frame_equal(written, table)
+    for suffix in ("png", "svg"):
+        assert (path / f"pretraining.{suffix}").stat().st_size > 1000
+
+
+def loss_and_accuracy(model, dataset):
+    images, targets, _ = next(iter(dataset.eval_batches(batch_size=797)))
+    logits = model(images, training=False).numpy().astype(np.float64)
+    logs = logits - np.logaddexp.reduce(logits, axis=1)[:, None]
+    right = logits.argmax(1) == targets.numpy().argmax(1)
+    return -np.mean(np.sum(targets * logs, axis=1)), np.mean(right)
+
+
+def test_barriers_are_those_of_p_on_its_own_images(root, result):
+    heights = pandas.read_csv(result[1] / "pretraining_barriers.csv")
+    found = heights.pivot(index="epoch", columns="measure", values="height")
+    assert list(found.index) == [0, 2, 3, 5]
+    source, dataset = Run(root / "p"), source_data()
+    last, model = source.load_model(5).get_weights(), source.load_model(5)
+    alphas = np.linspace(0, 1, 5)
+    for epoch in (0, 2, 3):
+        start = source.load_model(epoch).get_weights()
+        values = []
+        for a in alphas:
+            model.set_weights(
+                [(1 - a) * x + a * y for x, y in zip(start, last, strict=True)]
+            )
+            values.append(loss_and_accuracy(model, dataset))
+        losses, accuracies = np.transpose(values)
+        line = losses[0] + alphas * (losses[-1] - losses[0])
+        assert found.loss[epoch] == pytest.approx(
+            np.max(losses - line), rel=1e-4, abs=1e-5
+        )
+        line = accuracies[0] + alphas * (accuracies[-1] - accuracies[0])
+        assert found.accuracy[epoch] == pytest.approx(
+            np.max(line - accuracies), abs=2 / 797
+        )
+    assert found.accuracy[2] > 0.1 and found.loss[2] > 0.1
+    assert found.accuracy[3] < 0.02
+    assert list(found.loc[5]) == [0, 0]
+
+
+def test_a_stopped_analysis_continues(root, result, tmp_path):
+    _, path = result
+    kept = Results(path / "evaluated.jsonl")
+    # Three lines of five points; their common end is one.
+    assert len(kept) == 3 * 4 + 1
+    text = (path / "evaluated.jsonl").read_text()
+    (tmp_path / "evaluated.jsonl").write_text(text)
+    pretraining(Subjects(runs=named(root)), Output(tmp_path), num_points=5)
+    assert (tmp_path / "evaluated.jsonl").read_text() == text
+
+
+def barriers(*heights):
+    return pandas.DataFrame(
+        {
+            "epoch": [*FINALS] * 2,
+            "measure": ["accuracy"] * 4 + ["loss"] * 4,
+            "height": [*heights, 9.0, 9.0, 9.0, 0.0],
+        }
+    )
+
+
+def test_plateau_by_hand(result):
+    table, _ = result
+    first, gains = plateau(table, barriers(0.3, 0.05, 0.01, 0.0))
+    # (0.7 + 0.8) / 2 - 0.8 and (0.6 + 0.8) / 2 - 0.7.
+    assert first == 2
+    np.testing.assert_allclose(gains[[0, 1]], [-0.05, 0.0], atol=1e-12)
+    first, gains = plateau(table, barriers(0.3, 0.05, 0.01, 0.0), 0.02)
+    assert first == 3
+    np.testing.assert_allclose(gains[[0, 1]], [0.0, 0.1], atol=1e-12)
+    first, gains = plateau(table, barriers(0.3, 0.2, 0.1, 0.0))
+    assert first == 5 and gains.empty
+    # A repeat without the run from epoch 3 does not count.
+    less = table[table.name != "pt_3_1"]
+    _, gains = plateau(less, barriers(0.3, 0.05, 0.01, 0.0))
+    assert list(gains.index) == [0]
+    with pytest.raises(UserError, match="from epochs 0, 2, 3; add some"):
+        plateau(table[table.epoch != 5], barriers(0.3, 0.2, 0.1, 0.0))
+
+
+def test_p_and_target_may_have_other_metrics(root, tmp_path):
+    """Such as a P of ImageNet and findings on X-rays."""
+    target = written_runs.digits()
+    for epoch in (2, 5):
+        run = written_runs.write_run(tmp_path / f"pt{epoch}", target, 1)
+        configure(run, 0.5, pretrained=str(root / "p"), pretrained_epoch=epoch)
+        text = run.metrics_path.read_text().replace("accuracy", "auc")
+        write_text(run.metrics_path, text)
+        path = run.path / "data.json"
+        description = json.loads(path.read_text())
+        description["info"]["multi_label"] = True
+        write_text(path, json.dumps(description))
+    output, drawn = Output(tmp_path / "out"), []
+    output.figure = lambda name, figure: drawn.append(figure)
+    runs = {"P-T": [str(tmp_path / "pt2"), str(tmp_path / "pt5")]}
+    table = pretraining(Subjects(runs=runs), output, num_points=3)
+    assert list(table.final) == [0.5, 0.5]
+    final, _, barrier, _ = drawn[0].axes
+    assert final.get_ylabel() == "test auc"
+    assert barrier.get_ylabel() == "barrier in accuracy"
+    assert barrier.lines[0].get_ydata()[0] > 0.1
+
+
+def test_p_is_found(root, tmp_path, monkeypatch):
+    """Relative to the working directory, or where it is bound to."""
+    target = written_runs.digits()
+    for epoch in (0, 5):
+        run = written_runs.write_run(tmp_path / f"pt{epoch}", target, 1)
+        configure(run, 0.5, pretrained="runs/p", pretrained_epoch=epoch)
+    runs = {"P-T": [str(tmp_path / "pt0"), str(tmp_path / "pt5")]}
+    output = Output(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="pretraining.pretrained to P's"):
+        pretraining(Subjects(runs=runs), output)
+    table = pretraining(
+        Subjects(runs=runs), output, str(root / "p"), num_points=2
+    )
+    assert list(table.epoch) == [0, 5]
+    (tmp_path / "runs").symlink_to(root)
+    pretraining(Subjects(runs=runs), output, num_points=2)
+    # The same P by another name may stand beside it; another P may not.
+    both = {"P-T": [*runs["P-T"], str(root / "pt_2_0")]}
+    table = pretraining(Subjects(runs=both), output, num_points=2)
+    assert list(table.epoch) == [0, 2, 5]
+    configure(Run(tmp_path / "pt0"), 0.5, pretrained="q", pretrained_epoch=0)
+    with pytest.raises(UserError, match="P-Ts from q, runs/p"):
+        pretraining(Subjects(runs=runs), output)
+
+
+def test_what_cannot_be_compared(root, tmp_path):
+    output = Output(tmp_path)
+    with pytest.raises(UserError, match="Received: no P-T"):
+        pretraining(Subjects(runs={"RI-T": str(root / "rit")}), output)
+    with pytest.raises(UserError, match="Received: 2 from epoch 3"):
+        pretraining(Subjects(runs=named(root, (3,))), output)
+    runs = {"P-T": [str(root / "pt_0_0"), str(root / "rit")]}
+    with pytest.raises(UserError, match="Received: rit, trained from scratch"):
+        pretraining(Subjects(runs=runs), output)
+    run = written_runs.write_run(tmp_path / "pt", source_data(), 1)
+    configure(run, 0.5, pretrained=str(root / "p"), pretrained_epoch=0)
+    runs = {"P-T": [str(root / "pt_2_0"), str(run.path)]}
+    with pytest.raises(UserError, match="num_train = 32 and pt with 500"):
+        pretraining(Subjects(runs=runs), output)
+    configure(run, 0.5, pretrained=str(root / "p"), pretrained_epoch=4)
+    with pytest.raises(UserError, match="no checkpoint of epoch 4"):
+        pretraining(Subjects(runs={"P-T": str(run.path)}), output)
+
+
+def test_binding_is_what_gin_wrote(tmp_path):
+    run = Run(tmp_path)
+    long = "/runs of mine/" + "a long name with spaces " * 6 + '/p\'s "P"'
+    gin.parse_config(
+        f"""
+        SEED = 7
+        train.pretrained = {long!r}
+        train.pretrained_epoch = "best"
+        train.seed = %SEED
+        train.augmentation = [@random_crop()]
+        train.model = @fixup_resnet
+        other/train.epochs = 3
+        """
+    )
+    write_text(run.config_path, gin.config_str())
+    # Wrapped, or it would be no test.
+    assert long not in run.config_path.read_text()
+    assert run.binding("train.pretrained") == long
+    assert run.binding("train.pretrained_epoch") == "best"
+    assert run.binding("train.seed") == 7
+    assert run.binding("train.augmentation") == ["@random_crop()"]
+    assert run.binding("train.model") == "@fixup_resnet"
+    with pytest.raises(UserError, match="must bind train.epochs"):
+        run.binding("train.epochs")
+    # As gin names a configurable whose name is not unique.
+    write_text(run.config_path, "retrain.seed = 1\nloop.train.seed = 2\n")
+    assert run.binding("train.seed") == 2
+    write_text(run.config_path, "train.pretrained = (")
+    with pytest.raises(UserError, match="config.gin is damaged"):
+        run.binding("train.pretrained")
