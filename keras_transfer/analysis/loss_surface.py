@@ -23,7 +23,11 @@ from tqdm import tqdm
 
 from keras_transfer import objectives
 from keras_transfer.analysis.results import Results
-from keras_transfer.analysis.spread import SpreadBatches
+from keras_transfer.analysis.spread import (
+    SpreadBatches,
+    gather,
+    has_other_workers,
+)
 from keras_transfer.analysis.weight_space import WeightSpace
 from keras_transfer.devices import Pace, has_accelerator
 from keras_transfer.devices import strategy as default_strategy
@@ -98,10 +102,6 @@ class LossSurface:
         self._whole = whole
         self._key = json.dumps([key, *means])
         self._strategy = strategy or default_strategy()
-        self._has_other_workers = (
-            len(self._strategy.extended.worker_devices)
-            < self._strategy.num_replicas_in_sync
-        )
         self.space = WeightSpace(model, weights, modules, self._strategy)
         if jit_compile is None:
             jit_compile = has_accelerator()
@@ -209,7 +209,11 @@ class LossSurface:
     def _progress(self, description, num_points):
         total = num_points * self._batches.num_batches
         return tqdm(
-            desc=description, total=total, unit="batch", disable=not num_points
+            desc=description,
+            total=total,
+            unit="batch",
+            leave=None,
+            disable=not num_points,
         )
 
     def _groups(self, num_points):
@@ -300,17 +304,12 @@ class LossSurface:
 
     def _points_per_call(self, num_batches):
         # Workers must agree, which their clocks do not.
-        if self._has_other_workers:
+        if has_other_workers(self._strategy):
             return 1
         return self._pace.count(num_batches)
 
     def _gather(self, value, axis):
-        """Returns the replicas' tensors, concatenated, as a NumPy array."""
-        if self._has_other_workers:
-            return self._strategy.gather(value, axis).numpy()
-        # One process needs no collective operation.
-        local = self._strategy.experimental_local_results(value)
-        return np.concatenate([v.numpy() for v in local], axis)
+        return gather(self._strategy, value, axis)
 
     def _numbers(self, sums, targets, outputs):
         """Returns each point's {name: float}, from what `_run` returns."""
@@ -357,21 +356,13 @@ class LossSurface:
             )
             for i in tf.range(num_batches):
                 output = self._call_model(point, inputs[i], training=False)[0]
-                row = self._weighted_sums(targets[i], output, weights[i])
+                row = weighted_sums(self._means, targets[i], output, weights[i])
                 sums = sums.write(p * num_batches + i, row)
                 outputs = outputs.write(p * num_batches + i, output)
         shape = num_points, num_batches
         return _unflatten(sums.stack(), shape), _unflatten(
             outputs.stack(), shape
         )
-
-    def _weighted_sums(self, targets, outputs, weights):
-        quantities = [tf.ones_like(weights)]
-        quantities += [mean(targets, outputs) for mean in self._means.values()]
-        values = tf.stack([tf.cast(q, tf.float32) for q in quantities], 1)
-        # Blank examples may give anything, also what is not a number.
-        values = tf.where(weights[:, None] > 0, values * weights[:, None], 0.0)
-        return tf.reduce_sum(values, axis=0)
 
     def _sum_statistics(self, *arguments):
         """Sums batch statistics; see `_sum_statistics_on_replica`."""
@@ -469,37 +460,82 @@ def dataset_surface(
     Raises:
         UserError: if model, weights and data do not fit.
     """
-    info = dataset.info
-    _check_data(model, info)
     strategy = strategy or default_strategy()
+    examples = dataset_examples(model, dataset, split, batch_size, strategy)
     statistics_batches = None
     if reestimate_batch_norm and batch_norms(model):
-        size = min(batch_size, info.num_train)
+        size = min(batch_size, dataset.info.num_train)
         statistics_batches = dataset.train_batches(size, seed=0).take(
             dataset.steps_per_epoch(size)
         )
-    number = {"train": info.num_train, "test": info.num_test}[split]
-    # Equal batches, so that next to nothing is padded and no replica idle.
-    per_step = batch_size * strategy.num_replicas_in_sync
-    steps = -(-number // per_step) * strategy.num_replicas_in_sync
-    description = [dataset.arguments, dataclasses.asdict(info), split]
-    description += [reestimate_batch_norm, batch_size]
+    description = [examples.pop("key"), reestimate_batch_norm]
     return LossSurface(
         model,
         weights,
-        dataset.eval_batches(split, batch_size=-(-number // steps)),
-        {
-            "loss": functools.partial(_loss, info.multi_label),
-            "accuracy": functools.partial(_accuracy, info.multi_label),
-        },
-        whole=functools.partial(_aucs, info) if info.multi_label else None,
+        **examples,
         modules=modules,
         statistics_batches=statistics_batches,
         strategy=strategy,
         memory_budget=memory_budget,
         jit_compile=jit_compile,
-        key=json.dumps(description, sort_keys=True, default=str),
+        key=json.dumps(description),
     )
+
+
+def dataset_examples(model, dataset, split, batch_size, strategy):
+    """Returns what is evaluated on a data set.
+
+    Args:
+        model: `keras.Model` that takes its images.
+        dataset: `data.Dataset` with as many classes as the model has outputs.
+        split: "test" or "train".
+        batch_size: int, examples at a time on each device, at most.
+        strategy: the `tf.distribute.Strategy`.
+
+    Returns:
+        dict of the arguments batches, means, whole and key of `LossSurface`.
+
+    Raises:
+        UserError: if model and data do not fit.
+    """
+    info = dataset.info
+    _check_data(model, info)
+    number = {"train": info.num_train, "test": info.num_test}[split]
+    # Equal batches, so that next to nothing is padded and no replica idle.
+    per_step = batch_size * strategy.num_replicas_in_sync
+    steps = -(-number // per_step) * strategy.num_replicas_in_sync
+    description = [dataset.arguments, dataclasses.asdict(info), split]
+    description += [batch_size]
+    return {
+        "batches": dataset.eval_batches(split, batch_size=-(-number // steps)),
+        "means": {
+            "loss": functools.partial(_loss, info.multi_label),
+            "accuracy": functools.partial(_accuracy, info.multi_label),
+        },
+        "whole": functools.partial(_aucs, info) if info.multi_label else None,
+        "key": json.dumps(description, sort_keys=True, default=str),
+    }
+
+
+def weighted_sums(means, targets, outputs, weights):
+    """Sums quantities over the examples of a batch, in a `tf.function`.
+
+    Args:
+        means: {name: function of (targets, outputs) -> [b]}.
+        targets: tensor [b, ...].
+        outputs: tensor [b, ...].
+        weights: float32 tensor [b], 0 for blank examples.
+
+    Returns:
+        float32 tensor [1 + Q]: the sum of the weights, then of each quantity
+        times the weights.
+    """
+    quantities = [tf.ones_like(weights)]
+    quantities += [mean(targets, outputs) for mean in means.values()]
+    values = tf.stack([tf.cast(q, tf.float32) for q in quantities], 1)
+    # Blank examples may give anything, also what is not a number.
+    values = tf.where(weights[:, None] > 0, values * weights[:, None], 0.0)
+    return tf.reduce_sum(values, axis=0)
 
 
 def batch_norms(model):

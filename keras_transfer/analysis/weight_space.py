@@ -72,6 +72,72 @@ class Points:
         return arrays
 
 
+class FlatModule:
+    """One module's weights as one flat vector, the trained ones first.
+
+    Counters and the like cannot be combined and are left out.
+
+    Args:
+        model: `keras.Model` whose `get_weights` lists all weights.
+        variables: list of `keras.Variable`, the module's.
+
+    Attributes:
+        variables: list of `keras.Variable`, in the vector's order.
+        positions: list of int, where they stand in `model.weights`.
+        num_trained: int, the trainable weights, which alone get noise.
+    """
+
+    def __init__(self, model, variables):
+        position = {id(v): i for i, v in enumerate(model.weights)}
+        self.variables = sorted(
+            (v for v in variables if tf.as_dtype(v.dtype).is_floating),
+            key=lambda v: not v.trainable,
+        )
+        self.positions = [position[id(v)] for v in self.variables]
+        self._sizes = [math.prod(v.shape) for v in self.variables]
+        self.num_trained = sum(
+            size
+            for v, size in zip(self.variables, self._sizes, strict=True)
+            if v.trainable
+        )
+
+    @property
+    def size(self):
+        """D, the length of the vector."""
+        return sum(self._sizes)
+
+    @property
+    def spec(self):
+        """A list of `tf.TensorSpec`, of what `split` returns."""
+        return [tf.TensorSpec(v.shape, v.dtype) for v in self.variables]
+
+    def flatten(self, weights):
+        """Returns the vector, float32 [D], from what `get_weights` returns."""
+        arrays = [np.ravel(weights[i]) for i in self.positions]
+        return np.concatenate([*arrays, np.zeros(0)]).astype(np.float32)
+
+    def split(self, flat):
+        """Returns a tensor for each of `variables` from the vector [D]."""
+        parts = tf.split(flat, self._sizes)
+        return [
+            tf.cast(tf.reshape(part, v.shape), v.dtype)
+            for v, part in zip(self.variables, parts, strict=True)
+        ]
+
+    def noise(self, seed, module):
+        """Returns noise float32 [D]: N(0, 1), and 0 for what is not trained.
+
+        Args:
+            seed: int32 tensor [].
+            module: int, the module's number, so that each has its own.
+        """
+        # Named, as the default differs from device to device.
+        noise = tf.random.stateless_normal(
+            [self.num_trained], [seed, module], alg="philox"
+        )
+        return tf.concat([noise, tf.zeros([self.size - self.num_trained])], 0)
+
+
 class WeightSpace:
     """Weight vectors kept on the devices, and the points between them.
 
@@ -88,31 +154,23 @@ class WeightSpace:
     """
 
     def __init__(self, model, weights, modules, strategy):
-        _check_weights(model, weights)
+        check_weights(model, weights)
         _check_modules(model, modules)
         self.num_vectors = len(weights)
-        self._variables = list(model.weights)
-        # Counters and the like cannot be combined; they are the first vector's.
-        self._fixed = {
-            i: np.asarray(weights[0][i])
-            for i, variable in enumerate(self._variables)
-            if not tf.as_dtype(variable.dtype).is_floating
-        }
-        position = {id(v): i for i, v in enumerate(self._variables)}
-        modules = modules or [self._variables]
-        # Trained weights first in each module, as only they get noise.
-        self._members = [
-            [
-                position[id(v)]
-                for v in sorted(module, key=lambda v: not v.trainable)
-                if position[id(v)] not in self._fixed
-            ]
-            for module in modules
+        self._modules = [
+            FlatModule(model, module) for module in modules or [model.weights]
         ]
+        # Counters are the first vector's.
+        combined = {i for m in self._modules for i in m.positions}
+        self._fixed = {
+            i: np.asarray(array)
+            for i, array in enumerate(weights[0])
+            if i not in combined
+        }
         # One flat matrix a module: few operations make a point's weights.
         flat = [
-            np.stack([_flatten(w, members) for w in weights])
-            for members in self._members
+            np.stack([module.flatten(w) for w in weights])
+            for module in self._modules
         ]
         with strategy.scope():
             self._stored = [tf.Variable(f, trainable=False) for f in flat]
@@ -123,12 +181,12 @@ class WeightSpace:
     @property
     def num_modules(self):
         """M, the modules that points treat differently."""
-        return len(self._members)
+        return len(self._modules)
 
     @property
     def num_parameters(self):
         """The number of trainable weights."""
-        return sum(self._num_trained(m) for m in range(self.num_modules))
+        return sum(module.num_trained for module in self._modules)
 
     def gram(self):
         """Returns inner products of the vectors, the first one subtracted.
@@ -140,8 +198,8 @@ class WeightSpace:
             float64 [K, K], over trainable weights.
         """
         gram = np.zeros((self.num_vectors, self.num_vectors))
-        for m, stored in enumerate(self._stored):
-            vectors = stored.numpy()[:, : self._num_trained(m)]
+        for module, stored in zip(self._modules, self._stored, strict=True):
+            vectors = stored.numpy()[:, : module.num_trained]
             vectors = (vectors - vectors[:1]).astype(np.float64)
             gram += vectors @ vectors.T
         return gram
@@ -158,7 +216,7 @@ class WeightSpace:
             list of tensors, in the order of `model.weights`.
         """
         values = dict(self._fixed)
-        for m, members in enumerate(self._members):
+        for m, module in enumerate(self._modules):
             # Products, not a matrix product: these are exact where coefficients
             # are 0 and 1, whatever precision a device gives to the latter.
             rows = [
@@ -166,15 +224,7 @@ class WeightSpace:
                 for k in range(self.num_vectors)
             ]
             flat = self._add_noise(tf.add_n(rows), m, sigma[m], seed)
-            variables = [self._variables[i] for i in members]
-            sizes = [math.prod(v.shape) for v in variables]
-            parts = tf.split(flat, sizes)
-            for i, variable, part in zip(
-                members, variables, parts, strict=True
-            ):
-                values[i] = tf.cast(
-                    tf.reshape(part, variable.shape), variable.dtype
-                )
+            values |= zip(module.positions, module.split(flat), strict=True)
         return [values[i] for i in range(len(values))]
 
     def names(self, points, salt=""):
@@ -198,30 +248,21 @@ class WeightSpace:
             names.append(digest.hexdigest())
         return names
 
-    def _add_noise(self, flat, module, sigma, seed):
-        trained = self._num_trained(module)
-
-        def noisy():
-            # Named, as the default differs from device to device.
-            noise = tf.random.stateless_normal(
-                [trained], [seed, module], alg="philox"
-            )
-            rest = [flat.shape[0] - trained]
-            return flat + tf.concat([sigma * noise, tf.zeros(rest)], 0)
-
-        return tf.cond(sigma > 0, noisy, lambda: flat)
-
-    def _num_trained(self, module):
-        variables = [self._variables[i] for i in self._members[module]]
-        return sum(math.prod(v.shape) for v in variables if v.trainable)
+    def _add_noise(self, flat, m, sigma, seed):
+        return tf.cond(
+            sigma > 0,
+            lambda: flat + sigma * self._modules[m].noise(seed, m),
+            lambda: flat,
+        )
 
 
-def _flatten(weights, members):
-    arrays = [np.ravel(weights[i]) for i in members]
-    return np.concatenate([*arrays, np.zeros(0)]).astype(np.float32)
+def check_weights(model, weights):
+    """Raises a `UserError` unless weight vectors fit a model and are finite.
 
-
-def _check_weights(model, weights):
+    Args:
+        model: `keras.Model`.
+        weights: K lists of arrays, each as `model.get_weights()` gives them.
+    """
     shapes = [tuple(v.shape) for v in model.weights]
     if not len(weights):
         raise UserError("At least one weight vector is needed. Received: none.")

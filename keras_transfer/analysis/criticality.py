@@ -1,0 +1,718 @@
+"""Module criticality (paper section 3.4).
+
+How far along the way from its initial to its final value must a module be, and
+how much noise does it then bear, before the network's error on the training
+images rises above epsilon (Chatterji, Neyshabur and Sedghi 2020)?
+"""
+
+import itertools
+import math
+
+import gin
+import numpy as np
+from tqdm import tqdm
+
+from keras_transfer.analysis.output import colour, new_figure
+from keras_transfer.analysis.suffixes import (
+    END_POINTS,
+    LEVELS,
+    Checkpoints,
+    Perturbations,
+    parts,
+    subject_suffixes,
+)
+from keras_transfer.errors import UserError
+
+PATHS = ("direct", "optimization")
+TOTAL = "total"
+# What tells one model and way of perturbing it from another.
+_CASE = ["kind", "name", "path", "end_point"]
+_GRID_COLUMNS = ("a", "sigma", "distance", "error", "standard_error")
+# Means of float32 numbers that should be equal differ by less.
+_ROUNDING = 1e-7
+
+
+@gin.configurable
+def criticality(
+    subjects,
+    output,
+    positions=gin.REQUIRED,
+    sigmas=gin.REQUIRED,
+    num_draws=4,
+    refinements=1,
+    margin=0.01,
+    levels=LEVELS,
+    seed=0,
+):
+    """Measures the criticality of every module (paper section 3.4).
+
+    On four paths: the direct line from the initialization and the optimization
+    path through the stored checkpoints, to the last epoch ("final") and to the
+    best one ("optimal"). `module_criticality` tells what is measured on each;
+    the loss is the 0-1 error on the training images, without augmentation (for
+    multi-label data the mean binary error). Where the best epoch is the last,
+    nothing is evaluated twice.
+
+    Args:
+        subjects: `Subjects`; those trained on the target are looked at.
+        output: `Output`; receives criticality.csv, what is returned,
+            criticality_grid.csv (one row per model, path, end point, level,
+            module and grid point: see `module_criticality`) and the figures,
+            of the first of `levels`,
+            criticality (by depth), criticality_<first module> (its four paths)
+            and criticality_<path>_<end point> (a heat map per module).
+        positions: floats in [0, 1], ascending from 0 to 1.
+        sigmas: floats in (0, 1], ascending.
+        num_draws: int, draws of noise, at least 2.
+        refinements: int, see `module_criticality`.
+        margin: float, the share of training images by which epsilon lies above
+            the end point's own error.
+        levels: of "block" (modules) and "group" (conv1, layer1, ..., fc).
+        seed: int, of the noise.
+
+    Returns:
+        `pandas.DataFrame`, one row per model, path, end point, level and
+        module, in order of depth, and a last one of module "total", the sum
+        over modules (and depth NaN): kind, name, path, end_point, epoch (of the
+        end point), level, module, depth, and the columns of
+        `module_criticality`.
+
+    Raises:
+        UserError: if a checkpoint is missing, or an argument cannot be used.
+    """
+    import pandas
+
+    suffixes = subject_suffixes(subjects, "train", with_auc=False)
+    cases = list(itertools.product(subjects.trained(), END_POINTS))
+    tables, grids = [], []
+    for subject, end_point in tqdm(cases, "criticality", unit="end point"):
+        paths = run_paths(subject.run, end_point)
+        found, grid = module_criticality(
+            suffixes,
+            paths,
+            levels,
+            positions,
+            sigmas,
+            num_draws,
+            refinements,
+            margin,
+            seed=seed,
+            results=output.results,
+            description=f"{subject.name}, {end_point}",
+        )
+        labels = {"kind": subject.kind, "name": subject.name}
+        labels |= {"end_point": end_point}
+        labels |= {"epoch": paths["optimization"].epochs[-1]}
+        tables.append(found.assign(**labels))
+        grids.append(grid.assign(**labels))
+    first = [*_CASE, "epoch"]
+    table, grid = (
+        pandas.concat(t, ignore_index=True).set_index(first).reset_index()
+        for t in (tables, grids)
+    )
+    output.table("criticality", table)
+    output.table("criticality_grid", grid)
+    _draw_figures(output, table, grid, levels)
+    return table
+
+
+def run_paths(run, end_point):
+    """Returns the two paths of a run that lead to one end point.
+
+    Args:
+        run: the `runs.Run`.
+        end_point: "final", the last epoch, or "optimal", the best one.
+
+    Returns:
+        {"direct": `Checkpoints` of epoch 0 and of the end point,
+        "optimization": of every stored epoch from 0 to the end point's}.
+
+    Raises:
+        UserError: if a checkpoint is missing.
+    """
+    last = run.resolve_epoch(END_POINTS[end_point])
+    run.resolve_epoch(0)
+    epochs = [epoch for epoch in run.epochs() if epoch <= last]
+    return {
+        "direct": Checkpoints(run, [0, last]),
+        "optimization": Checkpoints(run, epochs),
+    }
+
+
+def module_criticality(
+    suffixes,
+    paths,
+    levels,
+    positions,
+    sigmas,
+    num_draws,
+    refinements,
+    margin,
+    seed=0,
+    measure="error",
+    results=None,
+    description="criticality",
+):
+    """Measures criticality on paths that lead to one end point.
+
+    With theta_a the module's weights at position a of a path, theta_0 and
+    theta_1 at its ends, and all other modules at the end point, criticality is
+
+        mu = min ||theta_a - theta_0||^2 / sigma^2
+             over 0 <= a <= 1, 0 < sigma <= 1 with
+             E_u error(theta_a + u) <= epsilon,   u ~ N(0, sigma^2)
+
+    on every trainable coordinate of the module. On the direct line the
+    numerator is the definition's a^2 ||theta_1 - theta_0||^2. A path of n
+    stored checkpoints is a polyline, a (n - 1) the position on it: of 4 that
+    is, a = 0.5 lies half way between the second and the third.
+
+    The minimum is taken over a grid, all positions by all sigmas, and the
+    expectation over the same draws of noise, scaled, at all points. Each
+    refinement adds, around the minimum, the points half way to the neighbouring
+    positions and, geometrically, sigmas (beyond the smallest or largest sigma,
+    the step that leads to it once more). As on any grid, mu is too large rather
+    than too small. Besides, each position is evaluated without noise, for the
+    heat maps' sake; it can not be the minimum.
+
+    Source: paper section 3.4; Chatterji et al. 2020, definition 3.
+
+    Args:
+        suffixes: `Suffixes` with the means `measure`.
+        paths: {name: sequence of weight vectors}, each a list of arrays, as
+            `model.get_weights()` gives them; all end in the same vector, the
+            end point. What is not needed is not asked for.
+        levels: of "block" and "group", see `suffixes.parts`.
+        positions: floats, ascending from 0 to 1.
+        sigmas: floats in (0, 1], ascending.
+        num_draws: int, draws of noise, at least 2.
+        refinements: int, how often the grid is refined.
+        margin: float; epsilon is the end point's own error and this much more.
+        seed: int, of the noise.
+        measure: the column of `suffixes` that is to stay below epsilon.
+        results: None or `Results`, see `Suffixes.evaluate`.
+        description: str, beside the progress bar.
+
+    Returns:
+        Two `pandas.DataFrame`s. By path, level and module (path, level, module,
+        depth), with the module "total" last: mu; low and high, mu if the mean
+        error of every point were two standard errors lower or higher (high is
+        NaN if no point then meets epsilon); status, "finite", "infeasible" (no
+        point of the grid meets epsilon) or "unbounded" (the minimum lies at the
+        smallest sigma or at the largest one, unless that is 1 or mu is 0; the
+        grid does not bound it), and mu is a number only if "finite"; at_most,
+        the grid's minimum whatever the status; a, sigma and distance
+        (||theta_a - theta_0||) where it lies; epsilon. And by grid point of
+        these (path, level, module, depth, refinement: 0 for the given grid): a,
+        sigma, distance, error (mean over draws), standard_error.
+
+    Raises:
+        UserError: if an argument cannot be used.
+    """
+    import pandas
+
+    _check_grid(positions, sigmas, num_draws)
+    named = {level: parts(suffixes.chain, level) for level in levels}
+    every_part = {part for own in named.values() for part in own.values()}
+    start = list(itertools.product(positions, [0.0, *sigmas]))
+    wanted = {key: start for key in itertools.product(paths, every_part)}
+    grids = {key: pandas.DataFrame() for key in wanted}
+    seeds = (seed * num_draws) % 2**30 + np.arange(num_draws)
+    for refinement in range(refinements + 1):
+        measured = _measure(
+            suffixes, paths, wanted, seeds, measure, results, description
+        )
+        for key, rows in measured.items():
+            rows = rows.assign(refinement=refinement)
+            grids[key] = pandas.concat([grids[key], rows], ignore_index=True)
+        at_end = next(iter(grids.values())).query("a == 1 and sigma == 0")
+        epsilon = float(at_end.error.iloc[0]) + margin
+        wanted = {key: _refined(grid, epsilon) for key, grid in grids.items()}
+    minima = {key: smallest(grid, epsilon) for key, grid in grids.items()}
+    return _tables(named, paths, minima, grids)
+
+
+def smallest(grid, epsilon):
+    """Returns the smallest ||theta_a - theta_0||^2 / sigma^2 of a grid.
+
+    Args:
+        grid: `pandas.DataFrame` with columns sigma, a, distance, error and
+            standard_error, one row per point; those without noise are left out.
+        epsilon: float, the largest error allowed.
+
+    Returns:
+        dict: mu, low, high, status, at_most, a, sigma, distance and epsilon, as
+        `module_criticality` describes them.
+    """
+    grid = grid[grid.sigma > 0]
+    ratio = np.square(grid.distance / grid.sigma)
+    lowest = {
+        bound: grid[grid.error + shift <= epsilon + _ROUNDING]
+        for bound, shift in (
+            ("mu", 0.0),
+            ("low", -2 * grid.standard_error),
+            ("high", 2 * grid.standard_error),
+        )
+    }
+    values = {
+        bound: float(ratio[rows.index].min()) for bound, rows in lowest.items()
+    }
+    where = {"a": np.nan, "sigma": np.nan, "distance": np.nan}
+    status, feasible = "infeasible", lowest["mu"]
+    if len(feasible):
+        # Of equals, the one that bears most noise.
+        order = feasible.assign(ratio=ratio).sort_values(
+            ["ratio", "sigma"], ascending=[True, False]
+        )
+        where = order[list(where)].iloc[0].to_dict()
+        edges = {grid.sigma.min(), grid.sigma.max()} - {1.0}
+        on_edge = where["sigma"] in edges and values["mu"] > 0
+        status = "unbounded" if on_edge else "finite"
+    at_most = values["mu"]
+    if status != "finite":
+        values = dict.fromkeys(values, np.nan)
+    return (
+        values
+        | {"status": status, "at_most": at_most}
+        | where
+        | {"epsilon": epsilon}
+    )
+
+
+def depth_correlation(table):
+    """Returns the statistic of claim C8, "higher modules are more sensitive".
+
+    Args:
+        table: what `criticality` returns.
+
+    Returns:
+        `pandas.DataFrame`, one row per model, path and end point: kind, name,
+        path, end_point, correlation: Spearman's rank correlation of criticality
+        and depth over modules (blocks), in [-1, 1], NaN if all are equally
+        critical. Infeasible modules count as more critical than any number,
+        unbounded ones as their upper bound `at_most`.
+    """
+    modules = _ranked(table)
+    found = modules.groupby(_CASE, sort=False)[["depth", "rank"]].apply(
+        lambda rows: rows["rank"].corr(rows.depth.rank())
+    )
+    return found.rename("correlation").reset_index()
+
+
+def path_agreement(table):
+    """Returns the statistic of claim C9, "the same pattern on all paths".
+
+    Args:
+        table: what `criticality` returns.
+
+    Returns:
+        `pandas.DataFrame`, one row per model: kind, name, paths (how many of
+        the four differ: if the best epoch is the last, two), agreement: the
+        mean over their pairs of Spearman's rank correlation of the modules'
+        criticality, ranked as in `depth_correlation`; pairs of which one has
+        all modules equal are left out.
+    """
+    import pandas
+
+    modules = _ranked(table)
+    rows = []
+    for (kind, name), own in modules.groupby(["kind", "name"], sort=False):
+        ranks = own.drop_duplicates(["path", "epoch", "module"]).pivot(
+            index="module", columns=["path", "epoch"], values="rank"
+        )
+        above = np.triu_indices(ranks.shape[1], 1)
+        pairs = ranks.corr().to_numpy()[above]
+        known = pairs[~np.isnan(pairs)]
+        agreement = float(np.mean(known)) if len(known) else np.nan
+        rows.append((kind, name, ranks.shape[1], agreement))
+    return pandas.DataFrame(
+        rows, columns=["kind", "name", "paths", "agreement"]
+    )
+
+
+def head_rank(table):
+    """Returns the statistic of claim C10, "fc is critical for P-T".
+
+    Args:
+        table: what `criticality` returns.
+
+    Returns:
+        `pandas.DataFrame`, one row per model, path and end point: kind, name,
+        path, end_point, share: of the other modules (blocks), those less
+        critical than the last one, in [0, 1], equals counting half; ranked as
+        in `depth_correlation`.
+    """
+    modules = _ranked(table)
+
+    def share(rows):
+        head = rows.loc[rows.depth.idxmax(), "rank"]
+        return (head - 1) / (len(rows) - 1) if len(rows) > 1 else np.nan
+
+    found = modules.groupby(_CASE, sort=False)[["depth", "rank"]].apply(share)
+    return found.rename("share").reset_index()
+
+
+def _check_grid(positions, sigmas, num_draws):
+    positions, sigmas = np.asarray(positions), np.asarray(sigmas)
+    if (
+        len(positions) < 2
+        or (positions[0], positions[-1]) != (0, 1)
+        or np.any(np.diff(positions) <= 0)
+    ):
+        raise UserError(
+            "Positions on a path ascend from 0 to 1. Received: "
+            f"positions={tuple(positions.tolist())}."
+        )
+    if (
+        len(sigmas) < 2
+        or np.any(np.diff(sigmas) <= 0)
+        or not (sigmas[0] > 0 and sigmas[-1] <= 1)
+    ):
+        raise UserError(
+            "The noise levels are two or more, ascend, and lie above 0 and at "
+            f"most at 1. Received: sigmas={tuple(sigmas.tolist())}."
+        )
+    if num_draws < 2:
+        raise UserError(
+            "Standard errors take at least two draws of noise. Received: "
+            f"num_draws={num_draws}."
+        )
+
+
+def _measure(suffixes, paths, wanted, seeds, measure, results, description):
+    """Evaluates grid points.
+
+    Args:
+        suffixes: `Suffixes`.
+        paths: {name: sequence of weight vectors}.
+        wanted: {(path, part): list of (a, sigma)}.
+        seeds: int [R], of the draws.
+        measure: str, the column wanted.
+        results: None or `Results`.
+        description: str.
+
+    Returns:
+        {(path, part): `pandas.DataFrame` with columns a, sigma, distance, error
+        and standard_error}, without those that want nothing.
+    """
+    wanted = {key: points for key, points in wanted.items() if points}
+    if not wanted:
+        return {}
+    vectors, places = _corners(paths, wanted)
+    distances = {}
+    requests = {}
+    for (path, part), points in wanted.items():
+        on_path = places[path]
+        distances[path, part] = _distances(
+            suffixes, part, vectors, {on_path[a] for a, _ in points}, on_path[0]
+        )
+        requests.setdefault(part, []).extend(
+            (on_path[a], sigma, seed)
+            for a, sigma in points
+            # Without noise, one draw is as good as many.
+            for seed in (seeds if sigma else seeds[:1])
+        )
+    found = suffixes.evaluate(
+        vectors,
+        0,
+        {
+            part: Perturbations(*map(np.array, zip(*rows, strict=True)))
+            for part, rows in requests.items()
+        },
+        results,
+        description,
+    )
+    values = {part: iter(columns[measure]) for part, columns in found.items()}
+    return {
+        (path, part): _rows(
+            points,
+            [distances[path, part][places[path][a]] for a, _ in points],
+            len(seeds),
+            values[part],
+        )
+        for (path, part), points in wanted.items()
+    }
+
+
+def _rows(points, distances, num_draws, values):
+    """Takes each point's errors from the iterator `values`."""
+    import pandas
+
+    rows = []
+    for (a, sigma), distance in zip(points, distances, strict=True):
+        count = num_draws if sigma else 1
+        drawn = np.array([next(values) for _ in range(count)], np.float64)
+        deviation = np.std(drawn, ddof=1) if sigma else 0.0
+        rows.append(
+            (a, sigma, distance, drawn.mean(), deviation / np.sqrt(count))
+        )
+    return pandas.DataFrame(rows, columns=_GRID_COLUMNS)
+
+
+def _corners(paths, wanted):
+    """Collects the stored vectors between which the wanted points lie.
+
+    Returns:
+        vectors: the end point, then each path's corners in turn.
+        places: {path: {a: position among the vectors}}, 0 always included.
+    """
+    some = next(iter(paths.values()))
+    vectors, places = [some[len(some) - 1]], {}
+    for path in dict.fromkeys(path for path, _ in wanted):
+        own = {a for (p, _), ps in wanted.items() if p == path for a, _ in ps}
+        # A corner, and not a point 1e-16 beside it.
+        on_path = {a: round(a * (len(paths[path]) - 1), 9) for a in {0.0, *own}}
+        needed = sorted(
+            {math.floor(t) for t in on_path.values()}
+            | {math.ceil(t) for t in on_path.values()}
+        )
+        offset = len(vectors)
+        vectors += [paths[path][k] for k in needed]
+        # Both ends of every stretch are there, so they are neighbours.
+        places[path] = {
+            a: offset + needed.index(int(t)) + t % 1 for a, t in on_path.items()
+        }
+    return vectors, places
+
+
+def _distances(suffixes, part, vectors, places, origin):
+    """Returns {place: L2 distance of a part's weights from the origin}."""
+
+    def weights(place):
+        k, f = int(place), place % 1
+        found = suffixes.trained(part, vectors[k]).astype(np.float64)
+        if f:
+            other = suffixes.trained(part, vectors[k + 1])
+            found = (1 - f) * found + f * other
+        return found
+
+    start = weights(origin)
+    return {
+        place: float(np.linalg.norm(weights(place) - start)) for place in places
+    }
+
+
+def _refined(grid, epsilon):
+    """Returns the points (a, sigma) that refine a grid around its minimum."""
+    best = smallest(grid, epsilon)
+    if best["status"] == "infeasible" or best["at_most"] == 0:
+        return []
+    positions = np.unique(grid.a)
+    i = np.searchsorted(positions, best["a"])
+    # At an end, the neighbour is the point itself.
+    near = positions[[max(i - 1, 0), i, min(i + 1, len(positions) - 1)]]
+    logs = np.log(np.unique(grid.sigma[grid.sigma > 0]))
+    j = np.searchsorted(logs, np.log(best["sigma"]))
+    below = logs[j - 1] if j > 0 else 3 * logs[0] - 2 * logs[1]
+    above = logs[j + 1] if j + 1 < len(logs) else 3 * logs[-1] - 2 * logs[-2]
+    sigmas = np.exp((logs[j] + np.array([below, logs[j], above])) / 2)
+    known = set(zip(grid.a, grid.sigma, strict=True))
+    sigmas[1] = best["sigma"]
+    return [
+        (a, sigma)
+        for a in dict.fromkeys(((best["a"] + near) / 2).tolist())
+        for sigma in dict.fromkeys(np.minimum(sigmas, 1.0).tolist())
+        if (a, sigma) not in known
+    ]
+
+
+def _tables(named, paths, minima, grids):
+    """Returns the two tables of `module_criticality`."""
+    import pandas
+
+    table, grid = [], []
+    for path, (level, own) in itertools.product(paths, named.items()):
+        rows = []
+        for depth, (module, part) in enumerate(own.items()):
+            labels = {"path": path, "level": level}
+            labels |= {"module": module, "depth": float(depth)}
+            rows.append(labels | minima[path, part])
+            # Labels first.
+            grid.append(
+                grids[path, part].assign(**labels)[
+                    [*labels, "refinement", *_GRID_COLUMNS]
+                ]
+            )
+        table += [*rows, _total(rows)]
+    return pandas.DataFrame(table), pandas.concat(grid, ignore_index=True)
+
+
+def _total(rows):
+    """Returns the network's row: the sum over modules."""
+    statuses = [row["status"] for row in rows]
+    worst = [s for s in ("infeasible", "unbounded") if s in statuses]
+    sums = {
+        column: sum(row[column] for row in rows)
+        for column in ("mu", "low", "high", "at_most")
+    }
+    return (
+        rows[0]
+        | {"module": TOTAL, "depth": np.nan}
+        | dict.fromkeys(("a", "sigma", "distance"), np.nan)
+        | sums
+        | {"status": (worst or ["finite"])[0]}
+    )
+
+
+def _ranked(table):
+    """Returns the rows of blocks, with their rank by criticality."""
+    blocks = table[(table.level == "block") & (table.module != TOTAL)]
+    order = blocks.at_most.where(blocks.status != "infeasible", np.inf)
+    rank = order.groupby([blocks[c] for c in _CASE], sort=False).rank()
+    return blocks.assign(rank=rank)
+
+
+def _draw_figures(output, table, grid, levels):
+    level = levels[0]
+    table = table[(table.level == level) & (table.module != TOTAL)]
+    grid = grid[(grid.level == level) & (grid.refinement == 0)]
+    grid = grid[grid.sigma > 0]
+    epsilon = table.epsilon.mean()
+    output.figure("criticality", _bar_figure(table))
+    first = table.module.iloc[0]
+    output.figure(
+        f"criticality_{first}",
+        _first_module_figure(grid[grid.module == first], first, epsilon),
+    )
+    for path, end_point in itertools.product(PATHS, END_POINTS):
+        rows = grid[(grid.path == path) & (grid.end_point == end_point)]
+        output.figure(
+            f"criticality_{path}_{end_point}",
+            _module_figure(rows, path, end_point, epsilon),
+        )
+
+
+def _first_module_figure(grid, module, epsilon):
+    kinds = list(dict.fromkeys(grid.kind))
+    columns = list(itertools.product(kinds, END_POINTS))
+    figure, axes = new_figure(
+        2.4 * len(columns) + 1, 5.2, 2, len(columns), squeeze=False
+    )
+    for row, path in zip(axes, PATHS, strict=True):
+        for panel, (kind, end_point) in zip(row, columns, strict=True):
+            rows = grid[(grid.kind == kind) & (grid.path == path)]
+            rows = rows[rows.end_point == end_point]
+            image = _heat_map(panel, rows, epsilon)
+            panel.set_title(f"{kind}: {path}, {end_point}", fontsize="small")
+    return _finish_heat_maps(
+        figure, axes, image, f"Criticality of {module}", epsilon
+    )
+
+
+def _module_figure(grid, path, end_point, epsilon):
+    kinds = list(dict.fromkeys(grid.kind))
+    modules = list(dict.fromkeys(grid.module))
+    figure, axes = new_figure(
+        1.9 * len(modules) + 1,
+        2.3 * len(kinds) + 0.6,
+        len(kinds),
+        len(modules),
+        squeeze=False,
+    )
+    for row, kind in zip(axes, kinds, strict=True):
+        for panel, module in zip(row, modules, strict=True):
+            rows = grid[(grid.kind == kind) & (grid.module == module)]
+            image = _heat_map(panel, rows, epsilon)
+            panel.set_title(f"{kind}: {module}", fontsize="small")
+    return _finish_heat_maps(
+        figure,
+        axes,
+        image,
+        f"Criticality, {path} path, {end_point} end point",
+        epsilon,
+    )
+
+
+def _heat_map(axes, grid, epsilon):
+    """Draws the mean error over models: position against noise level."""
+    error = grid.pivot_table("error", "a", "sigma")
+    image = axes.pcolormesh(
+        error.columns,
+        error.index,
+        error,
+        vmin=0,
+        vmax=1,
+        cmap="cividis",
+        shading="nearest",
+    )
+    axes.set_xscale("log")
+    if error.min(axis=None) < epsilon < error.max(axis=None):
+        axes.contour(
+            error.columns,
+            error.index,
+            error,
+            levels=[epsilon],
+            colors="white",
+            linewidths=1.2,
+        )
+    return image
+
+
+def _finish_heat_maps(figure, axes, image, title, epsilon):
+    for panel in axes[-1]:
+        panel.set_xlabel("sigma")
+    for row in axes:
+        row[0].set_ylabel("position a")
+        for panel in row[1:]:
+            panel.set_yticklabels([])
+    figure.colorbar(image, ax=axes, label="mean training error")
+    figure.suptitle(f"{title} (white: mean epsilon, {epsilon:.3g})")
+    return figure
+
+
+def _bar_figure(table):
+    """Draws criticality against depth, kinds side by side."""
+    positive = table.at_most[(table.at_most > 0) & (table.status == "finite")]
+    low, high = (
+        (positive.min() / 10, positive.max() * 10)
+        if len(positive)
+        else (0.1, 10.0)
+    )
+    heights = table.mu.where(table.status == "finite", high).clip(lower=low)
+    table = table.assign(height=heights)
+    kinds, modules = (
+        list(dict.fromkeys(table[column])) for column in ("kind", "module")
+    )
+    figure, axes = new_figure(
+        2 + 1.0 * len(modules), 6.4, 2, 2, sharex=True, sharey=True
+    )
+    for row, path in zip(axes, PATHS, strict=True):
+        for panel, end_point in zip(row, END_POINTS, strict=True):
+            own = table[(table.path == path) & (table.end_point == end_point)]
+            _bars(panel, own, kinds, modules)
+            panel.set(title=f"{path}, {end_point}", yscale="log")
+            panel.set_ylim(low / 2, high * 2)
+            panel.axhline(low, color="0.6", lw=0.8, ls=":")
+            panel.axhline(high, color="0.6", lw=0.8, ls=":")
+        row[0].set_ylabel("criticality")
+    axes[0][0].legend(fontsize="small")
+    figure.suptitle(
+        "Criticality by depth: median and every model\n(dotted: 0, below, and "
+        "infeasible or unbounded, above)",
+        fontsize="medium",
+    )
+    return figure
+
+
+def _bars(axes, table, kinds, modules):
+    width = 0.8 / len(kinds)
+    for i, kind in enumerate(kinds):
+        own = table[table.kind == kind]
+        x = np.arange(len(modules)) + (i - (len(kinds) - 1) / 2) * width
+        medians = own.groupby("module", sort=False).height.median()
+        axes.bar(
+            x,
+            medians[modules],
+            width,
+            color=colour(kind),
+            alpha=0.5,
+            label=kind,
+        )
+        axes.plot(
+            x[own.depth.astype(int)],
+            own.height,
+            "o",
+            color=colour(kind),
+            markersize=3,
+        )
+    axes.set_xticks(range(len(modules)), modules, rotation=90)
