@@ -17,6 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["keras_transfer", "keras_transfer.*"]),
+    package_data={"keras_transfer.study": ["report.html.jinja"]},
     install_requires=[
         # Keras' optimizer internals are overridden in one place
         # (training/optimizers.py), so its minor version is pinned.
@@ -30,6 +31,7 @@ setup(
         "gin-config>=0.5",
         # tensorflow-datasets needs it to prepare data, and does not say so.
         "importlib_resources",
+        "jinja2",
         "matplotlib",
         "mlxtend",
         "numpy",

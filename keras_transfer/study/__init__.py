@@ -1,0 +1,19 @@
+"""Studies: which runs and analyses, carrying them out, claims, the report."""
+
+from keras_transfer.study.claims import decide
+from keras_transfer.study.estimate import plan_text
+from keras_transfer.study.plan import Study, Task
+from keras_transfer.study.report import Report, write_report
+from keras_transfer.study.reproduce import reproduce
+from keras_transfer.study.runner import Runner
+
+__all__ = [
+    "Report",
+    "Runner",
+    "Study",
+    "Task",
+    "decide",
+    "plan_text",
+    "reproduce",
+    "write_report",
+]

@@ -1,0 +1,207 @@
+"""A study from its configuration to its report."""
+
+import importlib.metadata
+import os
+import platform
+
+import gin
+
+from keras_transfer import objectives
+from keras_transfer.analysis.feature_reuse import learning_summary
+from keras_transfer.errors import UserError
+from keras_transfer.runs import Run, write_text
+from keras_transfer.study.claims import decide
+from keras_transfer.study.report import Report, write_report
+from keras_transfer.study.runner import Runner
+
+# Figures of analyses that no claim rests on: analysis, figure, table, title and
+# what is to be seen.
+_SECTIONS = (
+    (
+        "interpolation",
+        "plane_P-T",
+        "plane",
+        "The plane through three P-Ts",
+        "Loss on the plane through three P-Ts, which are marked.",
+    ),
+    (
+        "interpolation",
+        "plane_RI-T",
+        "plane",
+        "The plane through three RI-Ts",
+        "Loss on the plane through three RI-Ts, which are marked.",
+    ),
+    (
+        "mistakes",
+        "mistakes_images",
+        "mistakes_images",
+        "Images that only one kind of model gets wrong",
+        "Test images that only the P-Ts or only the RI-Ts get wrong.",
+    ),
+    (
+        "criticality",
+        "criticality_conv1",
+        "criticality_grid",
+        "Criticality of conv1, in detail",
+        "Mean training error with conv1 moved along each path and noise added: "
+        "path position against sigma.",
+    ),
+    (
+        "rewinding",
+        "rewinding_final",
+        "rewinding",
+        "Rewinding",
+        "Error with one module set back to an earlier epoch, all others at "
+        "their final value.",
+    ),
+    (
+        "spectrum",
+        "spectrum",
+        "spectrum",
+        "Spectrum",
+        "Singular values of the operators of RI, P, RI-T and P-T.",
+    ),
+)
+_PACKAGES = (
+    "keras_transfer",
+    "tensorflow",
+    "keras",
+    "tensorflow-probability",
+    "tensorflow-datasets",
+    "gin-config",
+    "numpy",
+)
+
+
+def reproduce(study, work_dir):
+    """Trains everything a study needs, analyses it, and writes the report.
+
+    Leaves in `work_dir`: runs/ and analyses/, each task in a directory of its
+    own, config.gin (the study's), claims.csv (what `decide` returns) and
+    report.html. The same call goes on with what is not finished (see `Runner`).
+
+    Args:
+        study: `Study`.
+        work_dir: str, made if need be.
+
+    Raises:
+        UserError: after everything else has been done and reported, if a task
+            failed; before, if the configuration of one cannot be used.
+    """
+    config = gin.config_str()
+    runner = Runner(work_dir, study.tasks())
+    runner.path.mkdir(parents=True, exist_ok=True)
+    write_text(runner.path / "config.gin", config)
+    outcomes = runner.run()
+    claims = decide(runner.path / "analyses", study.targets)
+    write_text(
+        runner.path / "claims.csv",
+        claims.to_csv(index=False, lineterminator="\n"),
+    )
+    report = _report(study, runner.path, outcomes, claims, config)
+    write_report(runner.path / "report.html", report)
+    print(f"\n{_summary(claims)}\n\nReport: {runner.path / 'report.html'}")
+    failed = [o.task.name for o in outcomes if o.state != "finished"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(outcomes)} tasks are not finished: "
+            f"{', '.join(failed)}. The report shows why; the same command "
+            "tries them again."
+        )
+
+
+def _summary(claims):
+    """Returns one line per claim and target."""
+    rows = claims.drop_duplicates(["claim", "target"])
+    return "\n".join(
+        f"{row.claim:>4}  {row.verdict:<14}  {row.target}: {row.statement}"
+        for row in rows.itertuples()
+    )
+
+
+def _report(study, path, outcomes, claims, config):
+    import pandas
+
+    runs, curves = [], []
+    for outcome in outcomes:
+        if outcome.task.command == "train":
+            row, metrics = _run(outcome, path)
+            runs.append(row)
+            curves.append(metrics)
+    return Report(
+        title=study.title,
+        question=" ".join(study.question.split()),
+        claims=claims,
+        runs=pandas.DataFrame(runs),
+        curves=pandas.concat(curves, ignore_index=True),
+        sections=_sections(study, path),
+        failures=[(o.task.name, o.log) for o in outcomes if o.log],
+        facts=_facts(study, outcomes),
+        config=config,
+        directory=path,
+    )
+
+
+def _run(outcome, path):
+    """Returns one row about a run, and its learning curve.
+
+    Only the four models' curves are drawn; those of the sweeps are in the
+    figures of their analyses.
+    """
+    import pandas
+
+    task, run = outcome.task, Run(path / outcome.task.name)
+    row = {
+        "name": task.name.removeprefix("runs/"),
+        "kind": task.kind,
+        "target": task.target,
+        "seed": task.bindings.get("train.seed"),
+        "block_size": task.bindings.get("load.block_size"),
+        "from_epoch": task.bindings.get("train.pretrained_epoch"),
+        "final": None,
+        "best": None,
+        "speed": None,
+        "seconds": outcome.seconds,
+        "state": outcome.state,
+    }
+    if outcome.state != "finished":
+        return row, pandas.DataFrame()
+    row |= learning_summary(run) | {"best": run.best()["value"]}
+    if task.name.count("/") > 2:
+        return row, pandas.DataFrame()
+    metrics = run.metrics()
+    name = objectives.metric_name(run.info().multi_label)
+    curve = metrics[["epoch", "split", "loss"]].assign(
+        run=row["name"],
+        kind=task.kind,
+        target=task.target,
+        metric=name,
+        value=metrics[name],
+    )
+    return row, curve
+
+
+def _sections(study, path):
+    """Returns further analyses as `Report.sections` has them."""
+    found = []
+    for target in study.targets:
+        for analysis, figure, table, title, text in _SECTIONS:
+            place = f"analyses/{target}/{analysis}"
+            if (path / place / f"{figure}.png").is_file():
+                full = f"{title}: {target}"
+                found.append(
+                    (full, text, f"{place}/{figure}", text, f"{place}/{table}")
+                )
+    return found
+
+
+def _facts(study, outcomes):
+    seconds = sum(o.seconds for o in outcomes if o.seconds == o.seconds)
+    trained = sum(o.task.command == "train" for o in outcomes)
+    return {
+        "Runs and analyses": f"{trained} and {len(outcomes) - trained}",
+        "Time they took": f"{seconds / 60:.1f} minutes",
+        "Seeds": ", ".join(map(str, study.seeds)),
+        "Processor cores": str(os.cpu_count()),
+        "Python": platform.python_version(),
+    } | {name: importlib.metadata.version(name) for name in _PACKAGES}
