@@ -5,6 +5,8 @@
     data.json       the arguments of `data.load` and the dataset's `Info`
     checkpoints/    epoch-0000/ (the initialization), epoch-0001/, ... and
                     best.json, which tells the best of them
+                    (and, of a run stopped by a signal, .epoch-0002.partial/:
+                    the same within an epoch, and what its steps added up)
     metrics.csv     one row per evaluation
     tensorboard/    event files
 
@@ -12,8 +14,10 @@ Everything but the event files appears whole or not at all: it is written aside
 and renamed.
 """
 
+import contextlib
 import csv
 import dataclasses
+import inspect
 import io
 import json
 import os
@@ -23,14 +27,44 @@ import shutil
 import tokenize
 
 import keras
+import numpy as np
 import tensorflow as tf
 from gin import config_parser
 
-from keras_transfer import data
+from keras_transfer import config, data
 from keras_transfer import models as _models  # noqa: F401, its layers load
 from keras_transfer.errors import UserError
 
 _EPOCH_DIRECTORY = re.compile(r"epoch-(\d{4,})")
+# What TensorFlow raises for a damaged checkpoint; of one that is cut short, an
+# IndexError.
+_UNREADABLE = (
+    tf.errors.OpError,
+    ValueError,
+    OSError,
+    IndexError,
+    RuntimeError,
+)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Turns what stops a write, such as a full disk, into a plain sentence.
+
+    Args:
+        path: what is written in the block, to name it.
+
+    Raises:
+        UserError: instead of an OSError or an error of TensorFlow.
+    """
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"{path} cannot be written: {reason.rstrip('.')}. Mend that and "
+            "run the same command again; what was written before is kept."
+        ) from error
 
 
 def write_text(path, text):
@@ -39,14 +73,22 @@ def write_text(path, text):
     Args:
         path: where the file will be; its directory exists.
         text: str, the content.
+
+    Raises:
+        UserError: if it cannot be written.
     """
     path = pathlib.Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with writing(path):
+        try:
+            with open(aside, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 class Run:
@@ -76,7 +118,8 @@ class Run:
             model: the `keras.Model` that is trained.
             dataset: the `data.Dataset` it is trained on.
         """
-        self.checkpoints_path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.checkpoints_path.mkdir(parents=True, exist_ok=True)
         write_text(self._model_path, model.to_json())
         description = {
             "arguments": dataset.arguments,
@@ -92,14 +135,46 @@ class Run:
         Args:
             epoch: int, epochs finished.
             checkpoint: the `tf.train.Checkpoint` to write.
+
+        Raises:
+            UserError: if it cannot be written; those before are kept.
         """
-        final = self._checkpoint_directory(epoch)
-        aside = self.checkpoints_path / f".{final.name}.tmp"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        checkpoint.write(str(aside / "checkpoint"))
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
+        with self._appearing(self._checkpoint_directory(epoch)) as aside:
+            checkpoint.write(str(aside / "checkpoint"))
+        for partial in self.checkpoints_path.glob(".epoch-*.partial"):
+            shutil.rmtree(partial)
+
+    def save_partial(self, epoch, checkpoint, sums):
+        """Writes a checkpoint within an epoch; `save` removes it.
+
+        Args:
+            epoch: int, the epoch that is not finished (1 is the first).
+            checkpoint: the `tf.train.Checkpoint` to write.
+            sums: float32 array [steps taken in the epoch, 2], loss and hits
+                summed over each step's examples.
+
+        Raises:
+            UserError: if it cannot be written; the checkpoints are kept.
+        """
+        with self._appearing(self._partial_directory(epoch)) as aside:
+            np.save(aside / "sums.npy", sums, allow_pickle=False)
+            checkpoint.write(str(aside / "checkpoint"))
+
+    @contextlib.contextmanager
+    def _appearing(self, directory):
+        """Gives a directory aside, which takes its place when filled."""
+        aside = directory.with_name(f".{directory.name.lstrip('.')}.tmp")
+        with writing(directory):
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            try:
+                yield aside
+            except (OSError, tf.errors.OpError):
+                # What did arrive takes room that may be what is lacking.
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
+            shutil.rmtree(directory, ignore_errors=True)
+            os.replace(aside, directory)
 
     def remove(self, epoch):
         """Removes one epoch's checkpoint."""
@@ -146,7 +221,13 @@ class Run:
         Raises:
             UserError: if none was recorded.
         """
-        return self._read_json(self._best_path)
+        best = self._read_json(self._best_path, "epoch", "metric", "value")
+        if not isinstance(best["epoch"], int):
+            raise UserError(
+                f"{self._best_path} is damaged: its epoch is not a whole "
+                f"number. Received: {best['epoch']!r}"
+            )
+        return best
 
     def resolve_epoch(self, epoch):
         """Returns the checkpointed epoch meant by "best", "last" or a number.
@@ -187,11 +268,38 @@ class Run:
         directory = self._checkpoint_directory(epoch)
         try:
             return checkpoint.read(str(directory / "checkpoint"))
-        except (tf.errors.OpError, ValueError, OSError) as error:
+        except _UNREADABLE as error:
             raise UserError(
                 f"The checkpoint {directory} is damaged: it cannot be read. "
                 "Remove that directory and run the training command again, or "
                 f"name another epoch. TensorFlow said: {error}"
+            ) from error
+
+    def restore_partial(self, checkpoint, epoch):
+        """Reads what `save_partial` wrote.
+
+        Args:
+            checkpoint: the `tf.train.Checkpoint` to read into.
+            epoch: int, the epoch that was not finished.
+
+        Returns:
+            Its float32 array `sums`, or None if there is nothing.
+
+        Raises:
+            UserError: if it is damaged; `checkpoint` may then be half read.
+        """
+        directory = self._partial_directory(epoch)
+        if not directory.is_dir():
+            return None
+        try:
+            sums = np.load(directory / "sums.npy", allow_pickle=False)
+            status = checkpoint.read(str(directory / "checkpoint"))
+            status.assert_existing_objects_matched()
+            return sums.reshape(-1, 2)
+        except (*_UNREADABLE, AssertionError) as error:
+            raise UserError(
+                f"{directory} is damaged: {error} The epoch is trained from "
+                "its beginning."
             ) from error
 
     def load_model(self, epoch="last"):
@@ -220,12 +328,18 @@ class Run:
     def load_data(self):
         """Returns the `data.Dataset` the run was trained on."""
         self.check_exists()
-        return data.load(**self._read_json(self._data_path)["arguments"])
+        arguments = self._description("arguments")
+        with self._damaged(self._data_path):
+            inspect.signature(data.load).bind(**arguments)
+            config.check_values(data.load, arguments, "load")
+        return data.load(**arguments)
 
     def info(self):
         """Returns the `data.Info` of the run's dataset, without loading it."""
         self.check_exists()
-        return data.Info(**self._read_json(self._data_path)["info"])
+        description = self._description("info")
+        with self._damaged(self._data_path):
+            return data.Info(**description)
 
     def metrics(self):
         """Returns metrics.csv as a `pandas.DataFrame`.
@@ -237,7 +351,17 @@ class Run:
         import pandas
 
         self.check_exists()
-        return pandas.read_csv(self.metrics_path)
+        with self._damaged(self.metrics_path):
+            table = pandas.read_csv(self.metrics_path, index_col=False)
+            if not len(table) or table["split"].dtype.kind in "iufb":
+                raise ValueError("it has no rows of an evaluation")
+            numbers = table.drop(columns="split").dtypes
+            for name in ("epoch", "step", *numbers.index):
+                if numbers[name].kind not in "iuf":
+                    raise ValueError(f"column {name} holds more than numbers")
+            if numbers["epoch"].kind == "f" or table["split"].isna().any():
+                raise ValueError("a row is cut short")
+            return table
 
     def binding(self, name):
         """Returns what a parameter was bound to in training.
@@ -286,8 +410,18 @@ class Run:
     def _build_model(self):
         architecture = _read_text(self._model_path)
         try:
-            return keras.models.model_from_json(architecture)
-        except (TypeError, ValueError) as error:
+            model = keras.models.model_from_json(architecture)
+            if not isinstance(model, keras.Model):
+                raise TypeError(f"{type(model).__name__} is no model")
+            return model
+        # What a changed description makes Keras' constructors raise.
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            IndexError,
+        ) as error:
             raise UserError(
                 f"{self._model_path} does not give a model. If it has layers "
                 "of your own, import the module that defines them first (in a "
@@ -297,11 +431,43 @@ class Run:
     def _checkpoint_directory(self, epoch):
         return self.checkpoints_path / f"epoch-{epoch:04d}"
 
-    def _read_json(self, path):
+    def _partial_directory(self, epoch):
+        return self.checkpoints_path / f".epoch-{epoch:04d}.partial"
+
+    def _description(self, part):
+        found = self._read_json(self._data_path, "arguments", "info")[part]
+        with self._damaged(self._data_path):
+            return dict(found)
+
+    def _read_json(self, path, *keys):
+        """Returns the object in a JSON file, which must have these keys."""
+        text = _read_text(path)
+        with self._damaged(path):
+            found = json.loads(text)
+            if not isinstance(found, dict):
+                raise TypeError("it does not hold an object")
+            if missing := set(keys) - found.keys():
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        return found
+
+    @contextlib.contextmanager
+    def _damaged(self, path):
+        """Turns what the content of a file leads to into a plain sentence."""
         try:
-            return json.loads(_read_text(path))
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}") from error
+            yield
+        except UserError:
+            raise
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            csv.Error,
+        ) as error:
+            raise UserError(
+                f"{path} is damaged: {error}. Put back a copy of it, or train "
+                "the run again."
+            ) from error
 
 
 class _Values(config_parser.ParserDelegate):
@@ -337,6 +503,8 @@ def _bindings(config):
 def _read_text(path):
     try:
         return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged: it is not text.") from error
     except OSError as error:
         raise UserError(
             f"{path} cannot be read, so this is not a complete run directory: "

@@ -15,7 +15,7 @@ import keras
 from absl import logging
 from tqdm import tqdm
 
-from keras_transfer import config
+from keras_transfer import config, locking
 from keras_transfer.analysis import analyze
 from keras_transfer.errors import UserError
 from keras_transfer.runs import write_text
@@ -117,7 +117,8 @@ class Runner:
                 task, "not run", log=f"It needs {', '.join(missing)}."
             )
         if not self.is_current(task):
-            self._carry_out(task)
+            with locking.hold(self.path / task.name):
+                self._carry_out(task)
         record = self.record(task)
         log = self.path / task.name / _LOG
         return Outcome(
@@ -130,13 +131,13 @@ class Runner:
     def _carry_out(self, task):
         path = self.path / task.name
         old = self.record(task)
-        if path.exists() and not self._same(task, old):
+        if not self._same(task, old):
             # Another configuration's, or made from what has been made anew.
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
+            _clear(path)
+            old = {}
         (path / _LOG).unlink(missing_ok=True)
         record = self._identity(task) | {"state": "begun"}
-        spent = old.get("seconds", 0.0) if path.exists() else 0.0
+        spent = old.get("seconds", 0.0)
         self._write(path, record | {"seconds": spent})
         began = time.perf_counter()
         try:
@@ -189,6 +190,15 @@ class Runner:
 
     def _write(self, path, record):
         write_text(path / _RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def _clear(directory):
+    """Removes what a held directory contains, save the lock."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != locking.NAME:
+            path.unlink()
 
 
 def configure(task, resolve):

@@ -5,12 +5,15 @@ import time
 
 import gin
 import keras
+import numpy as np
 from tqdm import tqdm
 
 from keras_transfer import models, objectives, runs
 from keras_transfer.devices import has_accelerator
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
+from keras_transfer.training import cluster
+from keras_transfer.training.interruption import DeferredSignals, Stop
 from keras_transfer.training.optimizers import SGD
 from keras_transfer.training.record import Record
 from keras_transfer.training.trainer import Trainer
@@ -43,7 +46,9 @@ def train(
 
     The same call on the same directory resumes after the last checkpoint and
     ends with the same weights as an uninterrupted run; on a finished run it
-    returns at once.
+    returns at once. On SIGTERM or Ctrl-C, what has been done of an epoch is
+    saved first, and the next call goes on from there; with several workers,
+    which would have to stop at the same step, only whole epochs count.
 
     Args:
         work_dir: the run directory, made if need be.
@@ -81,7 +86,8 @@ def train(
     """
     _check_arguments(epochs, mixup_alpha, keep_epochs)
     run = runs.Run(work_dir)
-    strategy = strategy()
+    with cluster.joining():
+        strategy = strategy()
     dataset = dataset()
     steps = dataset.steps_per_epoch(batch_size)
     augmentation = tuple(augmentation)
@@ -113,14 +119,15 @@ def train(
         run,
         objectives.metric_name(dataset.info.multi_label),
         keep_epochs,
-        _is_chief(strategy),
+        cluster.is_chief(strategy),
     )
-    done = _begin_or_resume(run, record, trainer, dataset)
+    done, sums = _begin_or_resume(run, record, trainer, dataset)
     if done == epochs:
         print(f"{run.path} is finished: all {epochs} epochs are trained.")
         return run
 
-    evaluate = _evaluation(trainer, dataset, eval_batch_size)
+    signals = DeferredSignals(active=cluster.num_workers(strategy) == 1)
+    evaluate = _evaluation(trainer, dataset, eval_batch_size, signals.check)
     if done is None:
         record.end_epoch(0, 0, {"test": evaluate()}, trainer.checkpoint)
         done = 0
@@ -133,38 +140,77 @@ def train(
     if done == 0 and record.is_chief:
         images, _ = next(iter(dataset.train_batches(**drawn)))
         record.show_inputs(images.numpy(), dataset.info)
-    make_batches = dataset.train_parts if in_step else dataset.train_batches
-    iterator = iter(trainer.distribute(make_batches, first_epoch=done, **drawn))
+    batches = trainer.distribute(
+        dataset.train_parts if in_step else dataset.train_batches,
+        first_epoch=done,
+        first_step=len(sums),
+        **drawn,
+    )
+    with signals, cluster.working(strategy):
+        _train_epochs(
+            trainer,
+            record,
+            evaluate,
+            batches,
+            signals,
+            done,
+            sums,
+            epochs,
+            steps,
+        )
+    return run
+
+
+def _train_epochs(
+    trainer, record, evaluate, batches, signals, done, sums, epochs, steps
+):
+    """Trains the epochs after `done`, of the first what is not in `sums`."""
+    taken = [sums]
+    iterator = iter(batches)
     with tqdm(
-        desc=run.path.name,
+        desc=record.run.path.name,
         total=epochs * steps,
-        initial=done * steps,
+        initial=done * steps + len(sums),
         unit="step",
         leave=None,  # When it is the only one, not within a study's.
         disable=not record.is_chief,
     ) as bar:
+
+        def after_call(count):
+            bar.update(count)
+            signals.check()
+
         for epoch in range(done + 1, epochs + 1):
-            rate, began = trainer.learning_rate, time.perf_counter()
-            train_summary = trainer.train_epoch(
-                iterator, (epoch - 1) * steps, steps, bar.update
-            )
-            seconds = time.perf_counter() - began
-            test_summary = evaluate()
+            try:
+                summaries, scalars = _train_epoch(
+                    trainer, evaluate, iterator, epoch, steps, taken, after_call
+                )
+            except Stop:
+                record.save_partial(epoch, trainer.checkpoint, taken)
+                raise
             record.end_epoch(
-                epoch,
-                epoch * steps,
-                {"train": train_summary, "test": test_summary},
-                trainer.checkpoint,
-                {
-                    "learning_rate": rate,
-                    "images_per_second": steps * batch_size / seconds,
-                },
+                epoch, epoch * steps, summaries, trainer.checkpoint, scalars
             )
+            taken = []
             bar.set_postfix_str(
                 f"epoch {epoch}/{epochs}, test {record.metric} "
-                f"{test_summary[record.metric]:.4f}"
+                f"{summaries['test'][record.metric]:.4f}"
             )
-    return run
+
+
+def _train_epoch(trainer, evaluate, iterator, epoch, steps, taken, after_call):
+    """Returns an epoch's summaries, and further scalars for TensorBoard."""
+    missing = steps - sum(map(len, taken))
+    rate, began = trainer.learning_rate, time.perf_counter()
+    summary = trainer.train_epoch(
+        iterator, (epoch - 1) * steps, steps, after_call, taken
+    )
+    seconds = time.perf_counter() - began
+    speed = missing * trainer.batch_size / seconds
+    return (
+        {"train": summary, "test": evaluate()},
+        {"learning_rate": rate, "images_per_second": speed},
+    )
 
 
 def _check_arguments(epochs, mixup_alpha, keep_epochs):
@@ -192,7 +238,7 @@ def _set_dtype_policy(name):
         raise UserError(f"train.dtype_policy: {error}") from error
 
 
-def _evaluation(trainer, dataset, batch_size):
+def _evaluation(trainer, dataset, batch_size, after_batch):
     """Returns a function that gives loss and metrics on the test split."""
     targets = dataset.test.targets(len(dataset.info.class_names))
     batches = trainer.distribute(
@@ -205,14 +251,14 @@ def _evaluation(trainer, dataset, batch_size):
         batches = list(batches)
 
     def evaluate():
-        logits = trainer.predict(batches, len(targets))
+        logits = trainer.predict(batches, len(targets), after_batch)
         return objectives.summarize(targets, logits, dataset.info)
 
     return evaluate
 
 
 def _begin_or_resume(run, record, trainer, dataset):
-    """Returns the number of epochs already trained, None for a new run."""
+    """Returns what `Record.resume` does; (None, no sums) for a new run."""
     config = gin.operative_config_str()
     if run.exists:
         _check_same(config, run)
@@ -220,7 +266,7 @@ def _begin_or_resume(run, record, trainer, dataset):
     if record.is_chief:
         run.describe(config, trainer.model, dataset)
         record.show_config(config)
-    return None
+    return None, np.empty((0, 2), np.float32)
 
 
 def _check_same(config, run):
@@ -248,14 +294,3 @@ def _pretrained_run(path):
             "--gin_bindings='train.pretrained=\"DIR\"'."
         )
     return run
-
-
-def _is_chief(strategy):
-    resolver = strategy.cluster_resolver
-    if resolver is None or not resolver.task_type:
-        return True
-    return resolver.task_type == "chief" or (
-        resolver.task_type == "worker"
-        and resolver.task_id == 0
-        and "chief" not in resolver.cluster_spec().jobs
-    )

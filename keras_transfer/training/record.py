@@ -1,5 +1,6 @@
 """What a run leaves behind: metrics, kept checkpoints and TensorBoard."""
 
+import csv
 import math
 import tempfile
 
@@ -8,6 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from keras_transfer.errors import UserError
+from keras_transfer.runs import writing
 
 
 class Record:
@@ -15,7 +17,9 @@ class Record:
 
     The order of writing makes every moment a good one to be killed at:
     metrics.csv first, then the checkpoint. On return, rows younger than the
-    newest checkpoint are dropped, so they are written once.
+    newest checkpoint are dropped, so they are written once. What a signal
+    stopped within an epoch is kept beside the checkpoints until that epoch is
+    finished.
 
     Args:
         run: the `runs.Run`.
@@ -39,23 +43,81 @@ class Record:
             checkpoint: the `tf.train.Checkpoint` to restore into.
 
         Returns:
-            int, the epochs it had finished, or None if nothing was kept.
+            (epochs, sums): int, the epochs it had finished, or None if nothing
+            was kept; and of the epoch after that the float32 array [steps
+            taken, 2] of `save_partial`.
+
+        Raises:
+            UserError: if every checkpoint is damaged, or metrics.csv is.
         """
-        for epoch in reversed(self.run.epochs()):
-            try:
-                status = self.run.restore(checkpoint, epoch)
-                status.assert_existing_objects_matched()
-            except UserError as error:
-                logging.warning("%s Going back to an earlier one.", error)
-                continue
-            self._rows = [
+        epochs = self.run.epochs()
+        for epoch in reversed(epochs):
+            if self._restore(checkpoint, epoch):
+                self._rows = self._read_rows(epoch)
+                if self.is_chief:
+                    self._settle(epoch)
+                return epoch, self._resume_partial(checkpoint, epoch)
+        if epochs:
+            raise UserError(
+                f"None of the checkpoints in {self.run.checkpoints_path} can "
+                f"be read. Remove {self.run.path} to train from the start."
+            )
+        return None, np.empty((0, 2), np.float32)
+
+    def _restore(self, checkpoint, epoch):
+        """Returns whether one epoch's checkpoint could be read, and reads it.
+
+        One that could not may have been read in part.
+        """
+        try:
+            status = self.run.restore(checkpoint, epoch)
+            status.assert_existing_objects_matched()
+        except (UserError, AssertionError) as error:
+            logging.warning(
+                "The checkpoint of epoch %d is not used: %s Going back to an "
+                "earlier one.",
+                epoch,
+                error,
+            )
+            return False
+        return True
+
+    def _resume_partial(self, checkpoint, epoch):
+        try:
+            sums = self.run.restore_partial(checkpoint, epoch + 1)
+        except UserError as error:
+            logging.warning("%s", error)
+            self.run.restore(checkpoint, epoch)
+            sums = None
+        return np.empty((0, 2), np.float32) if sums is None else sums
+
+    def _read_rows(self, last):
+        """Returns the rows of metrics.csv up to an epoch, all of them."""
+        needed = {("0", "test")} | {
+            (str(epoch), split)
+            for epoch in range(1, last + 1)
+            for split in ("train", "test")
+        }
+        try:
+            rows = [
                 row
                 for row in self.run.metric_rows()
-                if int(row["epoch"]) <= epoch
+                if int(row["epoch"]) <= last
             ]
-            self._settle(epoch)
-            return epoch
-        return None
+            for row in rows:
+                int(row["step"]), float(row["loss"])
+                # Multi-label training has no metric of its own.
+                if row["split"] == "test":
+                    float(row[self.metric])
+            if {(row["epoch"], row["split"]) for row in rows} == needed:
+                return rows
+        except (ValueError, KeyError, TypeError, csv.Error):
+            pass
+        raise UserError(
+            f"{self.run.metrics_path} is damaged: it does not have the rows of "
+            f"epochs 0 to {last}, which are trained. Put back a copy of it, or "
+            f"remove {self.run.path} to train from the start."
+        )
 
     def end_epoch(self, epoch, step, summaries, checkpoint, scalars=None):
         """Records one finished epoch (0: the initialization).
@@ -76,6 +138,21 @@ class Record:
         self._settle(epoch)
         self.write_summaries(epoch, summaries, scalars or {})
 
+    def save_partial(self, epoch, checkpoint, taken):
+        """Keeps what has been done of an epoch that is not finished.
+
+        Args:
+            epoch: int, that epoch.
+            checkpoint: the `tf.train.Checkpoint` to save.
+            taken: list of float32 arrays [n, 2], see `Trainer.train_epoch`.
+        """
+        if not self.is_chief:
+            return
+        try:
+            self.run.save_partial(epoch, checkpoint, np.concatenate(taken))
+        except UserError as error:
+            logging.warning("The steps of epoch %d are lost: %s", epoch, error)
+
     def write_metrics(self, epoch, step, summaries):
         """Adds rows to metrics.csv; arguments as for `end_epoch`."""
         for split, summary in summaries.items():
@@ -87,13 +164,18 @@ class Record:
 
     def write_summaries(self, epoch, summaries, scalars):
         """Adds scalars to TensorBoard; arguments as for `end_epoch`."""
-        with self._writer().as_default(step=epoch):
-            for split, summary in summaries.items():
-                for name, value in summary.items():
-                    tf.summary.scalar(f"{name}/{split}", value)
-            for name, value in scalars.items():
+        values = {
+            f"{name}/{split}": value
+            for split, summary in summaries.items()
+            for name, value in summary.items()
+        } | scalars
+        with (
+            writing(self.run.tensorboard_path),
+            self._writer().as_default(step=epoch),
+        ):
+            for name, value in values.items():
                 tf.summary.scalar(name, value)
-        self._writer().flush()
+            self._writer().flush()
 
     def show_inputs(self, images, info):
         """Puts a grid of images, as the model sees them, into TensorBoard.

@@ -78,15 +78,18 @@ class Trainer:
 
         return self.strategy.distribute_datasets_from_function(make)
 
-    def train_epoch(self, iterator, first_step, steps, progress):
-        """Takes `steps` optimizer steps.
+    def train_epoch(self, iterator, first_step, steps, after_call, taken=None):
+        """Takes the steps of an epoch that are not yet taken.
 
         Args:
             iterator: yields what `finish` takes, one element per replica a
                 step.
-            first_step: int, steps taken before, to name a bad one.
-            steps: int, steps to take.
-            progress: called with the number of steps just taken.
+            first_step: int, steps taken before the epoch, to name a bad one.
+            steps: int, steps in the epoch.
+            after_call: called with the number of steps just taken; what it
+                raises leaves the epoch at a place from which it can go on.
+            taken: list of float32 arrays [n, 2], loss and hits summed over the
+                examples of each step already taken; it grows in place.
 
         Returns:
             dict: "loss", mean in nats, and "accuracy" unless multi-label, over
@@ -96,8 +99,8 @@ class Trainer:
         Raises:
             UserError: naming the step at which the loss ceased to be finite.
         """
-        sums = np.empty((steps, 2), np.float32)
-        done = 0
+        taken = [] if taken is None else taken
+        done = sum(map(len, taken))
         while done < steps:
             count = min(self._pace.count(), steps - done)
             began = time.perf_counter()
@@ -106,25 +109,30 @@ class Trainer:
             if bad.size:
                 _raise_not_finite(first_step + done + bad[0] + 1)
             self._pace.note(count, time.perf_counter() - began)
-            sums[done : done + count] = part
+            taken.append(part)
             done += count
-            progress(count)
+            after_call(count)
         # Summed at once, so that how steps were grouped does not show.
-        loss, hits = sums.sum(0, dtype=np.float64) / (steps * self.batch_size)
+        sums = np.concatenate(taken).sum(0, dtype=np.float64)
+        loss, hits = sums / (steps * self.batch_size)
         return {"loss": loss} | ({} if self.multi_label else {"accuracy": hits})
 
-    def predict(self, batches, num_examples):
+    def predict(self, batches, num_examples, after_batch=lambda: None):
         """Returns the logits of an evaluation pipeline.
 
         Args:
             batches: distributed dataset of (images, targets, weights), padded
                 at the end.
             num_examples: int, examples before the padding.
+            after_batch: called without arguments after each batch.
 
         Returns:
             float32 array [num_examples, K], in the pipeline's order.
         """
-        logits = [self._predict_step(batch).numpy() for batch in batches]
+        logits = []
+        for batch in batches:
+            logits.append(self._predict_step(batch).numpy())
+            after_batch()
         return np.concatenate(logits)[:num_examples]
 
     @tf.function

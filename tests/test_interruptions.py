@@ -1,0 +1,370 @@
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import commands
+import numpy as np
+import pytest
+import tensorflow as tf
+from written_runs import build, digits
+
+from keras_transfer import locking, runs
+from keras_transfer.errors import UserError
+from keras_transfer.runs import Run
+from keras_transfer.study import Runner
+from keras_transfer.training import train
+from keras_transfer.training.interruption import DeferredSignals, Stop
+from keras_transfer.training.schedules import constant
+
+# A tiny network, whose epochs are long: each takes a second or so.
+LONG_EPOCHS = [
+    f"--gin_file={commands.ROOT}/gin/rit_digits.gin",
+    "--gin_bindings=fixup_resnet.widths = (4,)",
+    "--gin_bindings=load.image_size = 8",
+    "--gin_bindings=load.num_train = 1000",
+    "--gin_bindings=train.batch_size = 2",
+    "--gin_bindings=train.epochs = 4",
+]
+
+
+def wait_for(condition, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def partials(run):
+    return sorted(
+        path.name for path in run.checkpoints_path.glob(".epoch-*.partial")
+    )
+
+
+def train_digits(path, **changes):
+    arguments = {
+        "model": lambda **kwargs: build(**kwargs),
+        "dataset": digits,
+        "epochs": 3,
+        "batch_size": 8,
+        "schedule": lambda **kwargs: constant(base_rate=0.02, **kwargs),
+    }
+    return train(path, **(arguments | changes))
+
+
+def assert_same_run(run, expected):
+    assert run.epochs() == expected.epochs()
+    for a, b in zip(
+        run.load_model().get_weights(),
+        expected.load_model().get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    metrics = run.metrics_path.read_text()
+    assert metrics == expected.metrics_path.read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train_digits(tmp_path_factory.mktemp("finished") / "run")
+
+
+# Locks.
+
+
+def test_second_command_says_who_works_there(tmp_path):
+    flags = [*LONG_EPOCHS, f"--work_dir={tmp_path}/run"]
+    first = commands.start("train", *flags)
+    lock = tmp_path / "run" / locking.NAME
+    wait_for(lambda: lock.exists() and lock.read_text(), first)
+    for command in ("train", "analyze", "reproduce"):
+        status, _, errors = commands.run(command, *flags)
+        assert status == 1
+        assert f"is being worked on by process {first.pid} on " in errors
+        assert re.search(r"since 20\d\d-\d\d-\d\d \d\d:", errors)
+        assert "bin/train --gin_file=" in errors
+        assert "Traceback" not in errors
+    first.kill()
+    first.communicate()
+    # What is left of a killed process locks nothing.
+    assert lock.exists()
+    with locking.hold(tmp_path / "run"):
+        assert json.loads(lock.read_text())["process"] == os.getpid()
+    assert not lock.exists()
+
+
+def test_lock_leaves_no_trace_in_a_directory_that_stays_empty(tmp_path):
+    with locking.hold(tmp_path / "a" / "b"):
+        assert os.listdir(tmp_path / "a" / "b") == [locking.NAME]
+    assert os.listdir(tmp_path / "a") == []
+
+
+def test_task_held_by_another_process_is_not_touched(tmp_path, monkeypatch):
+    from test_study import tiny
+
+    tasks = tiny().tasks()
+    script = (
+        "import sys, time\n"
+        "from keras_transfer import locking\n"
+        "with locking.hold(sys.argv[1]):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    held = tmp_path / tasks[0].name
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, held],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(commands.ROOT)},
+    )
+    process.stdout.readline()
+    try:
+        with pytest.raises(UserError, match=f"by process {process.pid} on"):
+            Runner(tmp_path, tasks).run()
+        assert os.listdir(held) == [locking.NAME]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_directory_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Nothing can be written into .*file"):
+        locking.hold(tmp_path / "file" / "run").__enter__()
+
+
+# Signals.
+
+
+def test_sigterm_saves_within_the_epoch_and_resumes(tmp_path):
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    status, _, errors = commands.run(
+        "train", *LONG_EPOCHS, f"--work_dir={whole.path}"
+    )
+    assert status == 0, errors
+    flags = [*LONG_EPOCHS, f"--work_dir={parts.path}"]
+    stopped_within = []
+    for number, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        # Jobs in the background of a shell ignore Ctrl-C, and so would these.
+        process = commands.start(
+            "train",
+            *flags,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        begun = parts.epochs()
+        wait_for(lambda: parts.epochs() > (begun or [0]), process)  # noqa: B023
+        process.send_signal(number)
+        began = time.monotonic()
+        _, errors = process.communicate()
+        assert time.monotonic() - began < 15
+        assert process.returncode == expected, errors
+        assert "the same command resumes" in errors
+        assert "Traceback" not in errors
+        stopped_within += partials(parts)
+    # Between epochs there would be nothing to save.
+    assert len(stopped_within) == 2
+    status, _, errors = commands.run("train", *flags)
+    assert status == 0, errors
+    assert partials(parts) == []
+    assert_same_run(parts, whole)
+
+
+def stop_after(call):
+    """Makes `DeferredSignals.check` see SIGTERM at its n-th call."""
+    calls = iter(range(1, 10**6))
+
+    def check(self):
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGTERM)
+            if self._received is not None:
+                raise Stop
+
+    return check
+
+
+class Terminated(BaseException):
+    pass
+
+
+@pytest.fixture
+def terminated():
+    def handler(number, frame):
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, handler)
+    yield
+    signal.signal(signal.SIGTERM, previous)
+
+
+# Calls 1 to 4 are the evaluation of the initialization; then come the first
+# step, the second, the others, and four batches of evaluation.
+@pytest.mark.parametrize("call", [5, 6, 7, 9, 11, 13])
+def test_stopped_after_any_call_is_the_same_run(
+    tmp_path, finished, monkeypatch, terminated, call
+):
+    monkeypatch.setattr(DeferredSignals, "check", stop_after(call))
+    path = tmp_path / "run"
+    with pytest.raises(Terminated):
+        train_digits(path)
+    monkeypatch.undo()
+    assert len(partials(Run(path))) == 1
+    assert_same_run(train_digits(path), finished)
+    assert partials(Run(path)) == []
+
+
+def test_deferred_signal_comes_when_the_block_is_left(terminated):
+    reached = []
+    with pytest.raises(Terminated), DeferredSignals() as signals:
+        signals.check()
+        signal.raise_signal(signal.SIGTERM)
+        reached.append(1)
+        with pytest.raises(Stop):
+            signals.check()
+        reached.append(2)
+    assert reached == [1, 2]
+    with pytest.raises(Terminated):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_second_signal_comes_at_once(terminated):
+    with pytest.raises(Terminated), DeferredSignals():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("The second signal was held back.")
+
+
+# Disks.
+
+
+def write_and_fail(error):
+    def write(self, path):
+        with open(f"{path}.index", "w") as file:
+            file.write("half")
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        tf.errors.ResourceExhaustedError(
+            None, None, "epoch; No space left on device"
+        ),
+    ],
+)
+def test_full_disk_is_a_sentence_and_the_run_goes_on(
+    tmp_path, finished, monkeypatch, error
+):
+    save, path = Run.save, tmp_path / "run"
+
+    def full(self, epoch, checkpoint):
+        if epoch == 2:
+            monkeypatch.setattr(
+                tf.train.Checkpoint, "write", write_and_fail(error)
+            )
+        save(self, epoch, checkpoint)
+
+    monkeypatch.setattr(Run, "save", full)
+    with pytest.raises(UserError, match="epoch-0002 cannot .*No space left"):
+        train_digits(path)
+    monkeypatch.undo()
+    assert sorted(os.listdir(path / "checkpoints")) == [
+        "best.json",
+        "epoch-0000",
+        "epoch-0001",
+    ]
+    assert_same_run(train_digits(path), finished)
+
+
+def test_text_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    runs.write_text(tmp_path / "a.csv", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="a.csv cannot be .*No space left"):
+        runs.write_text(tmp_path / "a.csv", "new")
+    assert os.listdir(tmp_path) == ["a.csv"]
+    assert (tmp_path / "a.csv").read_text() == "old"
+
+
+# Damage.
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text.split("\n")[0] + "\n",
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("test", "tset"),
+        lambda text: text.replace("0.", "zero.", 1),
+        lambda text: "\0" * len(text),
+    ],
+)
+def test_damaged_metrics_are_a_sentence(tmp_path, finished, damage):
+    shutil.copytree(finished.path, tmp_path / "run")
+    path = tmp_path / "run" / "metrics.csv"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(UserError, match="metrics.csv is damaged"):
+        train_digits(tmp_path / "run")
+
+
+def test_run_without_a_readable_checkpoint_is_a_sentence(tmp_path, finished):
+    shutil.copytree(finished.path, tmp_path / "run")
+    for shard in (tmp_path / "run").glob("checkpoints/*/checkpoint.data*"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(UserError, match="None of the checkpoints in .*run"):
+        train_digits(tmp_path / "run")
+
+
+def flip_bit(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << position % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("suffix", ["index", "data-00000-of-00001"])
+def test_no_flipped_bit_changes_weights_unnoticed(tmp_path, finished, suffix):
+    expected = finished.load_model().get_weights()
+    run = Run(tmp_path / "run")
+    shutil.copytree(finished.path, run.path)
+    model = run.load_model()
+    path = run.checkpoints_path / f"epoch-0003/checkpoint.{suffix}"
+    original = path.read_bytes()
+    caught = 0
+    for position in np.linspace(0, len(original) - 1, 60, dtype=int).tolist():
+        flip_bit(path, position)
+        try:
+            status = run.restore(tf.train.Checkpoint(model=model), 3)
+            status.assert_existing_objects_matched()
+        except (UserError, AssertionError):
+            caught += 1
+        else:
+            for a, b in zip(model.get_weights(), expected, strict=True):
+                np.testing.assert_array_equal(a, b)
+        path.write_bytes(original)
+    # Momenta, which are not read here, are a part of the data.
+    assert caught > 20
+
+
+def test_damaged_partial_epoch_is_trained_from_its_beginning(
+    tmp_path, finished, monkeypatch, terminated, caplog
+):
+    monkeypatch.setattr(DeferredSignals, "check", stop_after(6))
+    with pytest.raises(Terminated):
+        train_digits(tmp_path / "run")
+    monkeypatch.undo()
+    run = Run(tmp_path / "run")
+    (partial,) = run.checkpoints_path.glob(".epoch-0001.partial")
+    (shard,) = partial.glob("checkpoint.data*")
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    assert_same_run(train_digits(run.path), finished)
+    assert "trained from its beginning" in caplog.text
