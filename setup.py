@@ -43,7 +43,14 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
-        "test": ["opencv-python-headless", "pillow", "pytest", "ruff", "scipy"],
+        "test": [
+            "hypothesis",
+            "opencv-python-headless",
+            "pillow",
+            "pytest",
+            "ruff",
+            "scipy",
+        ],
         # A reference implementation for some tests, skipped without it.
         "torch": ["torch==2.13.0"],
     },

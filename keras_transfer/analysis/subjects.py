@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 
 import gin
 import numpy as np
@@ -51,8 +52,13 @@ class Subjects:
         UserError: if nothing is named, or a run or checkpoint is missing.
     """
 
-    def __init__(self, runs=gin.REQUIRED, epoch="last", data_from=None):
-        if not isinstance(runs, dict) or not any(runs.values()):
+    def __init__(
+        self,
+        runs=gin.REQUIRED,
+        epoch: str | int = "last",
+        data_from: str | None = None,
+    ):
+        if not _are_runs(runs):
             raise UserError(
                 "Name the runs to analyze, for example with --gin_bindings="
                 """'Subjects.runs = {"P-T": ["runs/pt0", "runs/pt1"]}'. """
@@ -61,7 +67,7 @@ class Subjects:
         named = [
             (kind, Run(path))
             for kind, paths in runs.items()
-            for path in ([paths] if isinstance(paths, str) else paths)
+            for path in (paths if isinstance(paths, (list, tuple)) else [paths])
         ]
         for _, run in named:
             run.check_exists()
@@ -263,6 +269,20 @@ class Subjects:
             list of NumPy arrays, trainable and other, in the model's order.
         """
         return [np.asarray(w) for w in self.model(subject, epoch).get_weights()]
+
+
+def _are_runs(runs):
+    """Returns whether it is {str: path or list of paths}, one at least."""
+    if not isinstance(runs, dict) or not any(runs.values()):
+        return False
+    paths = [
+        path
+        for named in runs.values()
+        for path in (named if isinstance(named, (list, tuple)) else [named])
+    ]
+    return all(isinstance(kind, str) for kind in runs) and all(
+        isinstance(path, (str, os.PathLike)) for path in paths
+    )
 
 
 def _names(paths):

@@ -37,6 +37,17 @@ class Augmentation:
         return self.function(images, uniforms, size)
 
 
+def check_augmentation(augmentation):
+    """Raises a `UserError` unless all are `Augmentation`."""
+    for operation in augmentation:
+        if not isinstance(operation, Augmentation):
+            raise UserError(
+                "An augmentation is what random_crop() and its like return; "
+                "in a gin file its reference ends in (), as in "
+                f"[@random_crop()]. Received: {operation!r}"
+            )
+
+
 def augment(augmentation, images, uniforms, size):
     """Applies a sequence of `Augmentation` to one batch.
 
@@ -79,7 +90,7 @@ def random_flip():
 
 
 @gin.configurable
-def random_crop(padding):
+def random_crop(padding: int):
     """Pads images with zeros on all sides and crops a random square.
 
     Args:
@@ -88,7 +99,14 @@ def random_crop(padding):
 
     Returns:
         An `Augmentation`.
+
+    Raises:
+        UserError: If the padding is negative.
     """
+    if padding < 0:
+        raise UserError(
+            f"random_crop.padding must be 0 or more pixels. Received: {padding}"
+        )
 
     def crop(images, uniforms, size):
         edge = [padding, padding]

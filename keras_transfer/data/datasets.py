@@ -29,26 +29,26 @@ _DEFAULT_SCALES = {"crop": (0.5, 0.5), "xray": (128 / 255, 64 / 255)}
 
 @gin.configurable
 def load(
-    name,
-    image_size=None,
-    channels=None,
-    resize=None,
-    data_dir=None,
-    num_train=None,
-    seed=0,
-    mean=None,
-    std=None,
-    shuffle=None,
-    block_size=None,
-    shuffle_seed=1234,
-    on_damaged="error",
-    memory_budget=4.0,
-    cache_dir=None,
-    keep=None,
-    train_split="train",
-    test_split=None,
-    split_size=None,
-    split_seed=0,
+    name: str,
+    image_size: int | None = None,
+    channels: int | None = None,
+    resize: int | None = None,
+    data_dir: str | None = None,
+    num_train: int | None = None,
+    seed: int = 0,
+    mean: float | tuple | None = None,
+    std: float | tuple | None = None,
+    shuffle: str | None = None,
+    block_size: int | None = None,
+    shuffle_seed: int = 1234,
+    on_damaged: str = "error",
+    memory_budget: float = 4.0,
+    cache_dir: str | None = None,
+    keep: str | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    split_size: int | None = None,
+    split_seed: int = 0,
 ):
     """Loads a dataset by name.
 
@@ -180,8 +180,35 @@ def count(**arguments):
 
 
 def _check_arguments(
-    name, image_size, channels, resize, keep, split_size, test_split, **_
+    name,
+    image_size,
+    channels,
+    resize,
+    keep,
+    split_size,
+    test_split,
+    seed,
+    shuffle_seed,
+    split_seed,
+    **_,
 ):
+    for side in (image_size, resize):
+        if side is not None and side < 1:
+            raise UserError(
+                "Images have sides of at least 1 pixel. Received: "
+                f"image_size={image_size}, resize={resize}."
+            )
+    seeds = {
+        "seed": seed,
+        "shuffle_seed": shuffle_seed,
+        "split_seed": split_seed,
+    }
+    for parameter, value in seeds.items():
+        if not 0 <= value < 2**32:
+            raise UserError(
+                "NumPy's seeds are from 0 to 2**32 - 1. Received: "
+                f"{parameter}={value}."
+            )
     if channels not in (None, 1, 3):
         raise UserError(
             "Images have 1 channel (gray) or 3 (colour). "
@@ -260,8 +287,15 @@ def balanced_draw(labels, count, seed):
     return np.sort(order[:count])
 
 
-def _load_shipped(name, image_size, resize, channels, **_):
+def _load_shipped(name, image_size, resize, channels, memory_budget, **_):
     """Returns class names, training and test split, and their `Fit`."""
+    size = resize or image_size or 1
+    # There are 5,000 images at most.
+    if 5000 * 3 * size**2 > max(memory_budget, 4.0) * 2**30:
+        raise UserError(
+            f"The images of {name!r} would not fit into memory at this size. "
+            f"Received: resize={resize}, image_size={image_size}."
+        )
     return _load_shipped_once(name, resize or image_size, channels)
 
 

@@ -26,6 +26,10 @@ from keras_transfer.data.storage import cached, store
 from keras_transfer.errors import UserError
 
 _BATCH = 64  # Images handed from tf.data to Python at a time.
+# Every core holds such an image as bytes and as float32 while it is resized.
+_MAX_PIXELS = 2**26
+# The shorter side is resized to what the model sees, the longer one with it.
+_MAX_RATIO = 100
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,7 +132,9 @@ class EncodedImages:
     @functools.cached_property
     def _tensors(self):
         with tf.init_scope(), tf.device("/CPU:0"):
-            return tf.constant(self.paths), tf.constant(self.file)
+            # As bytes: a name on disk need not be UTF-8.
+            paths = [os.fsencode(path) for path in self.paths]
+            return tf.constant(paths, tf.string), tf.constant(self.file)
 
 
 def digest(paths):
@@ -231,7 +237,9 @@ def _read_all(images, function, description):
     from tqdm import tqdm
 
     def load(row):
-        return row, function(images.read(row))
+        content = images.read(row)
+        with tf.control_dependencies([_check_size(content)]):
+            return row, function(tf.identity(content))
 
     dataset = tf.data.Dataset.range(len(images)).map(
         load, num_parallel_calls=PARALLEL_CALLS, deterministic=False
@@ -266,6 +274,47 @@ def decode_image(content, channels=3):
     )
 
 
+def _check_size(content):
+    """Returns an operation that fails for an image that is too large.
+
+    A file of a few KB can hold more pixels than there is memory for, so its
+    header is asked before it is decoded.
+    """
+    sides = tf.cond(
+        tf.io.is_jpeg(content),
+        lambda: tf.cast(tf.io.extract_jpeg_shape(content)[:2], tf.int64),
+        lambda: _sides_in_header(content),
+    )
+    shorter, longer = tf.reduce_min(sides), tf.reduce_max(sides)
+    # A quotient: the product of two sides of 32 bits could overflow.
+    fits = (shorter > 0) & (longer <= _MAX_RATIO * shorter)
+    fits &= longer <= _MAX_PIXELS // tf.maximum(shorter, 1)
+    return tf.debugging.Assert(fits, [sides])
+
+
+def _sides_in_header(content):
+    """Returns the sides, int64 [2], that a PNG, GIF or BMP claims to have."""
+    start = tf.strings.substr(content, 0, 26)
+    # Shorter files get zeros, which no image has for a side.
+    padded = tf.strings.join([start, tf.constant(bytes(26))])
+    octets = tf.cast(tf.io.decode_raw(padded, tf.uint8), tf.int64)
+
+    def number(first, powers):
+        part = octets[first : first + len(powers)]
+        return tf.reduce_sum(part * np.array(powers, np.int64))
+
+    upwards = [1, 2**8, 2**16, 2**24]
+    downwards = upwards[::-1]
+    png = tf.stack([number(16, downwards), number(20, downwards)])
+    gif = tf.stack([number(6, upwards[:2]), number(8, upwards[:2])])
+    height = number(22, upwards)
+    # Rows from top to bottom are told by a negative height.
+    bmp = tf.stack([number(18, upwards), tf.minimum(height, 2**32 - height)])
+    is_gif = tf.strings.substr(padded, 0, 3) == b"GIF"
+    is_bmp = tf.strings.substr(padded, 0, 2) == b"BM"
+    return tf.where(is_gif, gif, tf.where(is_bmp, bmp, png))
+
+
 def _report_damaged(images, valid, on_damaged):
     if on_damaged not in ("error", "skip"):
         raise UserError(
@@ -276,8 +325,11 @@ def _report_damaged(images, valid, on_damaged):
     if damaged and on_damaged == "error":
         raise UserError(
             f"{len(damaged)} of {len(valid)} files cannot be decoded as "
-            f"images. Received: {some(damaged)}. Repair or remove them, or "
-            "set on_damaged='skip' to go on without them."
+            f"images. Received: {some(damaged)}. Repair or remove them (what "
+            "can be decoded is JPEG, PNG, BMP and GIF, of at most "
+            f"{_MAX_PIXELS // 10**6} million pixels, one side at most "
+            f"{_MAX_RATIO} times the other), or set on_damaged='skip' to go "
+            "on without them."
         )
     if damaged:
         logging.warning(

@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from keras_transfer.data.augment import augment
+from keras_transfer.data.augment import augment, check_augmentation
 from keras_transfer.data.preprocessing import (
     Info,
     center_crop,
@@ -146,6 +146,7 @@ class Dataset:
 
     def steps_per_epoch(self, batch_size):
         """Returns the number of whole global batches in the training split."""
+        _check_batch_size(batch_size, 1)
         return len(self.train) // batch_size
 
     def train_batches(
@@ -237,6 +238,7 @@ class Dataset:
         """
         num_parts = num_workers * num_replicas
         _check_batch_size(batch_size, num_parts)
+        check_augmentation(augmentation)
         steps = self.steps_per_epoch(batch_size)
         if not steps:
             raise UserError(
@@ -380,10 +382,11 @@ class Dataset:
 
 
 def _check_batch_size(batch_size, num_parts):
-    if batch_size < 1 or batch_size % num_parts:
+    whole = isinstance(batch_size, (int, np.integer))
+    if not whole or batch_size < 1 or batch_size % num_parts:
         raise UserError(
             f"The global batch is cut into {num_parts} equal parts, one a "
-            f"replica. Received: batch_size={batch_size}; choose a positive "
+            f"replica. Received: batch_size={batch_size!r}; choose a positive "
             f"multiple of {num_parts}."
         )
 
