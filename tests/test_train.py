@@ -241,6 +241,8 @@ def test_batch_normalization_statistics_are_trained_and_kept(tmp_path, digits):
     ("changes", "message"),
     [
         ({"epochs": 0}, "epochs"),
+        ({"eval_batch_size": 0}, "eval_batch_size"),
+        ({"optimizer": lambda rate: SGD(rate, momentum=-1.0)}, "momentum"),
         ({"batch_size": 65}, "batch_size"),
         ({"dtype_policy": "float13"}, "dtype_policy"),
         (
@@ -256,3 +258,4 @@ def test_batch_normalization_statistics_are_trained_and_kept(tmp_path, digits):
 def test_bad_arguments_are_plain_errors(tmp_path, digits, changes, message):
     with pytest.raises(UserError, match=message):
         train_digits(tmp_path / "run", digits, **changes)
+    assert not Run(tmp_path / "run").exists

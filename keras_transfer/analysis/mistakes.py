@@ -194,10 +194,15 @@ def mistakes(subjects, output, split="test", num_bins=15, images_shown=24):
         class ("all" or a class's or finding's name) and what `compare` gives.
 
     Raises:
-        UserError: if there is no pair, or a model does not fit the dataset.
+        UserError: if there is no pair, a model does not fit the dataset, or
+            there is no bin.
     """
     import pandas
 
+    if num_bins < 1:
+        raise UserError(
+            f"mistakes.num_bins must be 1 or more. Received: {num_bins}"
+        )
     trained = subjects.trained()
     if len(trained) < 2:
         raise UserError(

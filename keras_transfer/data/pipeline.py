@@ -144,9 +144,23 @@ class Dataset:
     test: Split
     arguments: dict = dataclasses.field(default_factory=dict)
 
-    def steps_per_epoch(self, batch_size):
-        """Returns the number of whole global batches in the training split."""
-        _check_batch_size(batch_size, 1)
+    def steps_per_epoch(self, batch_size, num_parts=1):
+        """Returns the number of whole global batches in the training split.
+
+        Args:
+            batch_size: Size of the global batch.
+            num_parts: Replicas that it is spread over.
+
+        Raises:
+            UserError: If the batch is larger than the training split or cannot
+                be cut into equal parts.
+        """
+        _check_batch_size(batch_size, num_parts)
+        if batch_size > len(self.train):
+            raise UserError(
+                f"There are only {len(self.train)} training examples. "
+                f"Received: batch_size={batch_size}; choose a smaller one."
+            )
         return len(self.train) // batch_size
 
     def train_batches(
@@ -237,14 +251,8 @@ class Dataset:
                 cannot be cut into equal parts.
         """
         num_parts = num_workers * num_replicas
-        _check_batch_size(batch_size, num_parts)
         check_augmentation(augmentation)
-        steps = self.steps_per_epoch(batch_size)
-        if not steps:
-            raise UserError(
-                f"There are only {len(self.train)} training examples. "
-                f"Received: batch_size={batch_size}; choose a smaller one."
-            )
+        steps = self.steps_per_epoch(batch_size, num_parts)
 
         def epoch_parts(epoch):
             parts, uniforms = _draw_epoch(

@@ -84,12 +84,12 @@ def train(
         UserError: if the directory holds another configuration's run, P does
             not fit, or the loss is no longer finite.
     """
-    _check_arguments(epochs, mixup_alpha, keep_epochs)
+    _check_arguments(epochs, eval_batch_size, mixup_alpha, keep_epochs)
     run = runs.Run(work_dir)
     with cluster.joining():
         strategy = strategy()
     dataset = dataset()
-    steps = dataset.steps_per_epoch(batch_size)
+    steps = dataset.steps_per_epoch(batch_size, strategy.num_replicas_in_sync)
     augmentation = tuple(augmentation)
     # On the CPU the step finishes its batches itself; see `train_parts`.
     in_step = dataset.in_memory and not has_accelerator()
@@ -213,12 +213,14 @@ def _train_epoch(trainer, evaluate, iterator, epoch, steps, taken, after_call):
     )
 
 
-def _check_arguments(epochs, mixup_alpha, keep_epochs):
-    if not isinstance(epochs, int) or epochs < 1:
-        raise UserError(
-            "train.epochs must be a whole number of at least 1. "
-            f"Received: {epochs!r}"
-        )
+def _check_arguments(epochs, eval_batch_size, mixup_alpha, keep_epochs):
+    counts = {"epochs": epochs, "eval_batch_size": eval_batch_size}
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(
+                f"train.{name} must be a whole number of at least 1. "
+                f"Received: {value!r}"
+            )
     if not mixup_alpha >= 0:
         raise UserError(
             "train.mixup_alpha must be 0 (no mixup) or positive. "

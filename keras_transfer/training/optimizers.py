@@ -5,6 +5,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_transfer.errors import UserError
+
 
 @gin.configurable
 class SGD(keras.optimizers.SGD):
@@ -31,6 +33,9 @@ class SGD(keras.optimizers.SGD):
             bias).
         global_clipnorm: float or None, upper bound on the L2 norm of the whole
             gradient, before weight decay is added.
+
+    Raises:
+        UserError: if the momentum is out of range.
     """
 
     def __init__(
@@ -42,6 +47,10 @@ class SGD(keras.optimizers.SGD):
         global_clipnorm=None,
         name="sgd",
     ):
+        if not 0 <= momentum <= 1:
+            raise UserError(
+                f"SGD.momentum must lie in [0, 1]. Received: {momentum!r}"
+            )
         super().__init__(
             learning_rate=learning_rate,
             momentum=float(momentum),
