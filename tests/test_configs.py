@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from keras_transfer import analysis, data, runs  # noqa: F401
+from keras_transfer import analysis, data, runs, study  # noqa: F401
 from keras_transfer.training import train
 
 CONFIGS = sorted((commands.ROOT / "gin").glob("*.gin"))
