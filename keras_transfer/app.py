@@ -11,7 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app, flags, logging
 
-from keras_transfer import config, locking
+from keras_transfer import config, locking, memory
 from keras_transfer.errors import UserError
 
 GIN_FILE = flags.DEFINE_multi_string(
@@ -65,6 +65,7 @@ def run(main):
         if len(argv) > 1:
             _fail(f"Flags begin with --. Received: {' '.join(argv[1:])}")
         signal.signal(signal.SIGTERM, _terminate)
+        memory.keep_freed()
         try:
             with _work_dir_held():
                 main()
