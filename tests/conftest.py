@@ -8,6 +8,9 @@ import pytest
 import tensorflow as tf
 from absl import logging
 
+from keras_transfer import memory
+
+memory.keep_freed()
 logging.set_verbosity(logging.WARNING)
 # Two devices on any machine, for what is spread over replicas.
 tf.config.set_logical_device_configuration(
