@@ -4,6 +4,8 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+RAY = "ray>=2.40"
+
 setup(
     name="keras_transfer",
     version="0.1.0",
@@ -43,11 +45,14 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
+        # Many runs side by side: bin/reproduce --executor=ray.
+        "ray": [RAY],
         "test": [
             "hypothesis",
             "opencv-python-headless",
             "pillow",
             "pytest",
+            RAY,
             "ruff",
             "scipy",
         ],

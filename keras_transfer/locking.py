@@ -9,18 +9,20 @@ import os
 import pathlib
 import socket
 import sys
+import time
 
 from absl import logging
 
 from keras_transfer.errors import UserError
 
 NAME = ".lock"
+_SECONDS_BETWEEN_TRIES = 0.2
 # File systems that know no locks say one of these.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
-def hold(directory):
+def hold(directory, seconds=0.0):
     """Keeps other processes out of a directory while the block runs.
 
     The lock is the operating system's (`flock` on a file named .lock), so it is
@@ -29,13 +31,14 @@ def hold(directory):
 
     Args:
         directory: path, made if need be.
+        seconds: float, how long to wait for another process that holds it.
 
     Raises:
-        UserError: if another process holds it, saying which; or if nothing can
-            be written there.
+        UserError: if another process still holds it, saying which; or if
+            nothing can be written there.
     """
     path = pathlib.Path(directory) / NAME
-    descriptor = _acquire(path)
+    descriptor = _acquire(path, time.monotonic() + seconds)
     try:
         yield
     finally:
@@ -47,7 +50,7 @@ def hold(directory):
             path.parent.rmdir()
 
 
-def _acquire(path):
+def _acquire(path, deadline):
     """Returns the descriptor of the locked file, which tells who holds it."""
     while True:
         try:
@@ -59,7 +62,7 @@ def _acquire(path):
                 f"{error.strerror}. Give another --work_dir."
             ) from error
         try:
-            _lock(descriptor, path)
+            _lock(descriptor, path, deadline)
             # Between opening and locking, its holder may have removed it.
             if _is_file_of(descriptor, path):
                 os.ftruncate(descriptor, 0)
@@ -71,9 +74,10 @@ def _acquire(path):
         os.close(descriptor)
 
 
-def _lock(descriptor, path):
+def _lock(descriptor, path, deadline):
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while not _is_locked(descriptor, is_last=time.monotonic() > deadline):
+            time.sleep(_SECONDS_BETWEEN_TRIES)
     except BlockingIOError as error:
         raise UserError(
             f"{path.parent} is being worked on by {_describe(descriptor)}. "
@@ -87,6 +91,17 @@ def _lock(descriptor, path):
             "process works there.",
             path.parent,
         )
+
+
+def _is_locked(descriptor, is_last):
+    """Tries once to lock a file; raises BlockingIOError if it is the last."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if is_last:
+            raise
+        return False
+    return True
 
 
 def _is_file_of(descriptor, path):

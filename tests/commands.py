@@ -8,13 +8,13 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def start(command, *flags, **options):
+def start(command, *flags, output=subprocess.PIPE, **options):
     """Starts bin/<command> and returns the `subprocess.Popen`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "bin" / command), *map(str, flags)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
         text=True,
         env=environment,
         **options,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 import typing
 
 import numpy as np
@@ -133,16 +134,19 @@ def _row(statistic, directory, target):
     import pandas
 
     place = directory / target / statistic.analysis
+    path = f"{directory.name}/{target}/{statistic.analysis}"
     value, note, refuted = (math.nan,) * 3, "", False
     try:
         tables = [pandas.read_csv(place / f"{t}.csv") for t in statistic.tables]
         value = statistic.compute(*tables)
     except _Refuted as error:
         note, refuted = str(error), True
+    except FileNotFoundError as error:
+        name = pathlib.Path(error.filename).name
+        note = f"{path}/{name} is not there: not run, or failed."
     except (UserError, OSError) as error:
         note = str(error)
     found = dict(zip(("value", "low", "high"), value, strict=True))
-    path = f"{directory.name}/{target}/{statistic.analysis}"
     return {
         "claim": statistic.claim,
         "target": target,

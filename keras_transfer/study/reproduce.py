@@ -73,7 +73,7 @@ _PACKAGES = (
 )
 
 
-def reproduce(study, work_dir):
+def reproduce(study, work_dir, executor=None):
     """Trains everything a study needs, analyses it, and writes the report.
 
     Leaves in `work_dir`: runs/ and analyses/, each task in a directory of its
@@ -83,6 +83,7 @@ def reproduce(study, work_dir):
     Args:
         study: `Study`.
         work_dir: str, made if need be.
+        executor: what carries the tasks out (see `Runner.run`).
 
     Raises:
         UserError: after everything else has been done and reported, if a task
@@ -92,7 +93,7 @@ def reproduce(study, work_dir):
     runner = Runner(work_dir, study.tasks())
     runner.path.mkdir(parents=True, exist_ok=True)
     write_text(runner.path / "config.gin", config)
-    outcomes = runner.run()
+    outcomes = runner.run(executor)
     claims = decide(runner.path / "analyses", study.targets)
     write_text(
         runner.path / "claims.csv",

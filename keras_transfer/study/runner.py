@@ -2,28 +2,14 @@
 
 import dataclasses
 import functools
-import gc
-import json
 import pathlib
-import shutil
-import time
-import traceback
-import uuid
 
 import gin
-import keras
-from absl import logging
 from tqdm import tqdm
 
-from keras_transfer import config, locking
-from keras_transfer.analysis import analyze
-from keras_transfer.errors import UserError
-from keras_transfer.runs import write_text
+from keras_transfer import config
+from keras_transfer.study import jobs
 from keras_transfer.study.plan import Place
-from keras_transfer.training import train
-
-_RECORD = "task.json"
-_LOG = "error.log"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +30,7 @@ class Outcome:
 
 
 class Runner:
-    """Carries out tasks in a study's directory.
+    """Has tasks carried out in a study's directory.
 
     Beside what a task leaves stands task.json: its configuration, which
     completions of other tasks it has read, and whether it is finished. A task
@@ -67,106 +53,83 @@ class Runner:
             task.name: configure(task, lambda place: place.name)
             for task in tasks
         }
-        self._loaded = None
 
-    def run(self):
-        """Carries out what is not finished.
+    def run(self, executor=None):
+        """Has carried out what is not finished.
 
-        A task that fails does not stop those that do not need it; it is tried
-        again the next time.
+        A task is begun when those that it needs are finished. One that fails
+        does not stop those that do not need it; it is tried again the next
+        time.
+
+        Args:
+            executor: what carries out the jobs, such as `OnRay`; None for
+                `InTurn`, in this process.
 
         Returns:
             list of `Outcome`, one per task.
         """
         outcomes = {}
-        with tqdm(
-            total=len(self.tasks), unit="task", dynamic_ncols=True
-        ) as bar:
-            for task in self.tasks:
-                bar.set_description(task.name)
-                outcomes[task.name] = self._settle(task, outcomes)
-                bar.update()
+        with (
+            executor or jobs.InTurn() as executor,
+            tqdm(total=len(self.tasks), unit="task", dynamic_ncols=True) as bar,
+        ):
+            while len(outcomes) < len(self.tasks):
+                self._submit_ready(executor, outcomes, bar)
+                if executor.running:
+                    bar.set_description(_abridged(executor.running))
+                    name = executor.wait()
+                    outcomes[name] = self._outcome(self._by_name[name])
+                    bar.update()
             bar.set_description("study")
-        return list(outcomes.values())
+        return [outcomes[task.name] for task in self.tasks]
 
     def record(self, task):
         """Returns what task.json says of a task, {} if it says nothing."""
-        path = self.path / task.name / _RECORD
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            logging.warning(
-                "%s is damaged (%s); the task is done again.", path, error
-            )
-            return {}
+        return jobs.read_record(self.path / task.name)
 
     def is_current(self, task):
         """Returns whether a task is finished and what it read still stands."""
         record = self.record(task)
-        return record.get("state") == "finished" and self._same(task, record)
-
-    def _settle(self, task, outcomes):
-        """Carries out one task if need be; returns its `Outcome`."""
-        missing = [
-            name for name in task.needs if outcomes[name].state != "finished"
-        ]
-        if missing:
-            return Outcome(
-                task, "not run", log=f"It needs {', '.join(missing)}."
-            )
-        if not self.is_current(task):
-            with locking.hold(self.path / task.name):
-                self._carry_out(task)
-        record = self.record(task)
-        log = self.path / task.name / _LOG
-        return Outcome(
-            task,
-            record["state"],
-            record["seconds"],
-            log.read_text(encoding="utf-8") if log.is_file() else "",
+        return record.get("state") == "finished" and jobs.stands(
+            record, self._identity(task)
         )
 
-    def _carry_out(self, task):
-        path = self.path / task.name
-        old = self.record(task)
-        if not self._same(task, old):
-            # Another configuration's, or made from what has been made anew.
-            _clear(path)
-            old = {}
-        (path / _LOG).unlink(missing_ok=True)
-        record = self._identity(task) | {"state": "begun"}
-        spent = old.get("seconds", 0.0)
-        self._write(path, record | {"seconds": spent})
-        began = time.perf_counter()
-        try:
-            self._execute(task, path)
-            record["state"], record["completion"] = "finished", uuid.uuid4().hex
-        except UserError as error:
-            record["state"] = "failed"
-            write_text(path / _LOG, f"{error}\n")
-        except Exception:
-            record["state"] = "failed"
-            write_text(path / _LOG, traceback.format_exc())
-        finally:
-            # Also when interrupted, so that its time counts.
-            record["seconds"] = spent + time.perf_counter() - began
-            self._write(path, record)
-            gin.clear_config()
-        if record["state"] == "failed":
-            tqdm.write(f"{task.name} failed; see {path / _LOG}.")
+    def _submit_ready(self, executor, outcomes, bar):
+        """Settles what need not be done, and submits what can be begun."""
+        for task in self.tasks:
+            if executor.is_full:
+                return
+            if (
+                task.name in outcomes
+                or task.name in executor.running
+                or any(name not in outcomes for name in task.needs)
+            ):
+                continue
+            missing = [
+                name
+                for name in task.needs
+                if outcomes[name].state != "finished"
+            ]
+            if not missing and not self.is_current(task):
+                executor.submit(self._job(task))
+                continue
+            outcomes[task.name] = (
+                Outcome(task, "not run", log=f"It needs {', '.join(missing)}.")
+                if missing
+                else self._outcome(task)
+            )
+            bar.update()
 
-    def _execute(self, task, path):
-        configure(task, lambda place: str(self.path / place.name))
-        if task.command == "analyze":
-            self._loaded = analyze(path, loaded=self._loaded)
-            return
-        self._loaded = None
-        train(path)
-        # Models, and the functions compiled for them, are large.
-        keras.backend.clear_session()
-        gc.collect()
+    def _outcome(self, task):
+        record = self.record(task)
+        log = jobs.read_log(self.path / task.name)
+        return Outcome(task, record["state"], record["seconds"], log)
+
+    def _job(self, task):
+        text = configure(task, lambda place: str(self.path / place.name))
+        gin.clear_config()
+        path = self.path / task.name
+        return jobs.Job(task.name, path, text, self._identity(task))
 
     def _identity(self, task):
         """Returns what must be the same for a result to stand."""
@@ -180,25 +143,15 @@ class Runner:
             "needs": completions,
         }
 
-    def _same(self, task, record):
-        identity = self._identity(task)
-        return {key: record.get(key) for key in identity} == identity
-
     @functools.cached_property
     def _by_name(self):
         return {task.name: task for task in self.tasks}
 
-    def _write(self, path, record):
-        write_text(path / _RECORD, json.dumps(record, indent=2) + "\n")
 
-
-def _clear(directory):
-    """Removes what a held directory contains, save the lock."""
-    for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != locking.NAME:
-            path.unlink()
+def _abridged(names):
+    """Returns the first of many names, and how many more there are."""
+    first, *others = names
+    return f"{first} and {len(others)} more" if others else first
 
 
 def configure(task, resolve):

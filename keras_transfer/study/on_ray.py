@@ -1,0 +1,164 @@
+"""The jobs of a study as tasks of a Ray cluster."""
+
+import os
+
+import gin
+
+from keras_transfer import memory
+from keras_transfer.errors import UserError
+from keras_transfer.study import jobs
+
+# A lost worker's process may live on for a while, and hold its directory.
+_SECONDS_FOR_LOCK = 120.0
+# What a cancelled job may take to save what it has done.
+_SECONDS_TO_STOP = 30.0
+
+
+@gin.configurable
+class OnRay:
+    """Carries out jobs as Ray tasks, as many at a time as the cluster can.
+
+    The study's directory must be one that every machine of the cluster sees
+    under the same path, and so must the data. A job whose worker or machine is
+    lost is tried again elsewhere and goes on from what it has saved.
+
+    The same machine gives the same bits as `InTurn`; sums on the CPU depend on
+    the number of its cores.
+
+    Args:
+        address: str of a running cluster, such as "auto" or "HOST:6379"; None
+            to start one on this machine that ends with the study.
+        cpus_per_job: float, CPU cores that a job keeps from others.
+        gpus_per_job: float, GPUs, of which a job then sees no others.
+        max_retries: int, how often a job is tried again when its worker is
+            lost.
+
+    Raises:
+        UserError: if Ray is not installed or the cluster cannot be reached.
+    """
+
+    def __init__(
+        self,
+        address=None,
+        cpus_per_job: float = 1.0,
+        gpus_per_job: float = 0.0,
+        max_retries: int = 3,
+    ):
+        self.running = {}
+        self.is_full = False
+        self._address = address
+        self._cpus = cpus_per_job
+        self._gpus = gpus_per_job
+        self._max_retries = max_retries
+        self._references = {}
+
+    def __enter__(self):
+        self._ray = _connected(self._address)
+        self._check_resources()
+        work = self._ray.remote(
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            max_retries=self._max_retries,
+            # TensorFlow gives GPU memory back only when its process ends.
+            max_calls=1 if self._gpus else 0,
+        )
+        self._work = work(_work)
+        return self
+
+    def __exit__(self, *exception):
+        references = list(self._references)
+        for reference in references:
+            self._ray.cancel(reference)
+        if references:
+            self._ray.wait(
+                references,
+                num_returns=len(references),
+                timeout=_SECONDS_TO_STOP,
+            )
+        self._ray.shutdown()
+
+    def submit(self, job):
+        """Takes a job, to be carried out when there is room for it."""
+        self.running[job.name] = job
+        self._references[self._work.remote(job)] = job
+
+    def wait(self):
+        """Waits for one of the jobs to end; returns its name.
+
+        Raises:
+            UserError: if another process works in the job's directory.
+        """
+        (reference,), _ = self._ray.wait(list(self._references))
+        job = self._references.pop(reference)
+        del self.running[job.name]
+        errors = self._ray.exceptions
+        try:
+            self._ray.get(reference)
+        except errors.RayTaskError as error:
+            raise error.cause from error
+        except errors.RayError as error:
+            jobs.give_up(
+                job,
+                f"Its worker was lost {self._max_retries + 1} times, which is "
+                "all that OnRay.max_retries allows. Most likely it has too "
+                "little memory; raise OnRay.cpus_per_job, so that fewer jobs "
+                f"share a machine. Ray said: {error}",
+            )
+        return job.name
+
+    def _check_resources(self):
+        available = self._ray.cluster_resources()
+        wanted = {"CPU": self._cpus, "GPU": self._gpus}
+        for kind, number in wanted.items():
+            largest = max(
+                node["Resources"].get(kind, 0.0)
+                for node in self._ray.nodes()
+                if node["Alive"]
+            )
+            if number > largest:
+                self._ray.shutdown()
+                raise UserError(
+                    f"No machine of the Ray cluster has {number:g} {kind}s for "
+                    f"a job; the largest has {largest:g}, the cluster "
+                    f"{available.get(kind, 0.0):g}. Lower OnRay.cpus_per_job "
+                    "or OnRay.gpus_per_job, or give the cluster more."
+                )
+
+
+def _connected(address):
+    """Returns the module `ray`, connected to a cluster."""
+    # Ray would report its use to its makers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(
+            "--executor=ray needs Ray. Install it with pip install "
+            "'keras_transfer[ray]', or leave --executor out to run everything "
+            "in this process."
+        ) from error
+    # Libraries shall use as many threads as without Ray: it decides their sums.
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    arguments = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(
+            address or "local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}},
+            **arguments,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"No Ray cluster could be reached at {address!r}. Start one with "
+            "`ray start --head` and give its address, or leave --ray_address "
+            f"out to start one on this machine. Ray said: {error}"
+        ) from error
+    return ray
+
+
+def _work(job):
+    """Runs in a worker's process."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    memory.keep_freed()
+    jobs.carry_out(job, seconds=_SECONDS_FOR_LOCK)

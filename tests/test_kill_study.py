@@ -1,0 +1,61 @@
+"""The short version of kill_study.py: a tiny study, killed three times."""
+
+import json
+
+import commands
+import kill_study
+import pytest
+
+FLAGS = [
+    f"--gin_file={commands.ROOT}/gin/study_digits.gin",
+    "--gin_bindings=Study.bindings = {'train.epochs': 2, "
+    "'load.image_size': 8, 'load.num_train': 64, 'fixup_resnet.widths': (4,)}",
+    "--gin_bindings=Study.seeds = [0, 1]",
+    "--gin_bindings=Study.block_sizes = []",
+    "--gin_bindings=Study.pretrained_epochs = []",
+    "--gin_bindings=Study.analyses = ['distance.gin', 'interpolation.gin']",
+]
+
+
+def test_a_killed_study_ends_as_if_left_alone(tmp_path):
+    results, different = kill_study.run(tmp_path, 3, FLAGS, at_report=1 / 3)
+    assert [result["lost"] for result in results] == [[], [], []]
+    assert results[-1]["task"] == "claims and report"
+    assert different == []
+
+
+@pytest.fixture
+def studies(tmp_path):
+    """Two studies of one finished task each, and no checkpoints."""
+    for name in ("whole", "killed"):
+        task = tmp_path / name / "runs" / "P"
+        task.mkdir(parents=True)
+        record = {"state": "finished", "completion": "a", "seconds": 1.0}
+        (task / "task.json").write_text(json.dumps(record))
+        (task / "results.jsonl").write_text('{"id": 1}\n{"id": ')
+        (task / "metrics.csv").write_text("epoch\n0\n")
+        (tmp_path / name / "report.html").write_text("")
+    return tmp_path / "whole", tmp_path / "killed"
+
+
+def test_what_is_lost_or_different_is_noticed(studies):
+    whole, killed = studies
+    assert kill_study.differences(whole, killed) == []
+    completions, checkpoints, points = kill_study.kept(killed)
+    assert completions == {("runs/P", "a")}
+    assert points == {("runs/P/results.jsonl", '{"id": 1}')}
+    assert checkpoints == set()
+    (killed / "runs/P/metrics.csv").write_text("epoch\n1\n")
+    (killed / "report.html").unlink()
+    assert kill_study.differences(whole, killed) == [
+        "runs/P/metrics.csv",
+        "report.html",
+    ]
+    assert kill_study.is_reporting(killed, 1)
+    record = {"state": "begun", "seconds": 0.0}
+    (killed / "runs/P/task.json").write_text(json.dumps(record))
+    assert not kill_study.is_reporting(killed, 1)
+    assert kill_study.working_on(killed) == "runs/P"
+    assert not kill_study.is_writing(killed)
+    (killed / "runs/P/checkpoints/.epoch-0001.tmp").mkdir(parents=True)
+    assert kill_study.is_writing(killed)
