@@ -1,14 +1,12 @@
 """Reading gin configurations, with plain sentences for what is wrong."""
 
-import inspect
 import logging
 import os
 import tokenize
-import typing
-from collections.abc import Callable
 
 import gin
 
+from keras_transfer import declared
 from keras_transfer.errors import UserError
 
 
@@ -30,8 +28,11 @@ def parse(files, bindings):
     # Gin logs an error for every place where an include is not.
     logging.disable(logging.ERROR)
     try:
-        gin.parse_config_files_and_bindings(files, bindings)
-        _check_types()
+        gin.parse_config_files_and_bindings(
+            files, bindings, finalize_config=False
+        )
+        declared.check_configuration()
+        gin.finalize()
     except RecursionError as error:
         raise UserError(
             "The configuration cannot be used: a file includes itself, or "
@@ -54,92 +55,6 @@ def parse(files, bindings):
         ) from error
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _check_types():
-    # Gin has no public way to ask for all that is bound.
-    for (_, selector), bound in gin.config._CONFIG.items():
-        name = selector.rpartition(".")[2]
-        check_values(gin.get_configurable(selector), bound, name)
-
-
-def check_values(function, values, name):
-    """Checks values against the types that parameters are declared with.
-
-    Args:
-        function: whose parameters they are.
-        values: {parameter: value}; references of gin are not looked into.
-        name: str, what to call the function.
-
-    Raises:
-        ValueError: if a value is of another type.
-    """
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # Not every built-in tells.
-        return
-    for key, value in values.items():
-        if key not in parameters or isinstance(
-            value, gin.config.ConfigurableReference
-        ):
-            continue
-        kinds = _DECLARED.get(f"{name}.{key}") or _kinds(parameters[key])
-        if kinds and not any(_is_a(value, kind) for kind in kinds):
-            words = " or ".join(_WORDS[kind] for kind in kinds)
-            raise ValueError(
-                f"{name}.{key} must be {words}. Received: {value!r}"
-            )
-
-
-# What is checked of the types that parameters may be declared with.
-_WORDS = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "text in quotes",
-    tuple: "a list",
-    type(None): "None",
-    Callable: "a reference such as @name",
-}
-
-
-# Of parameters whose default does not tell.
-_DECLARED = {
-    "train.model": (Callable,),
-    "train.dataset": (Callable,),
-    "train.schedule": (Callable,),
-    "train.optimizer": (Callable,),
-    "train.strategy": (Callable,),
-    "train.augmentation": (tuple,),
-    "train.pretrained": (str, type(None)),
-    "train.seed": (int,),
-    "train.eval_batch_size": (int,),
-    "SGD.global_clipnorm": (float, type(None)),
-    "analyze.analyses": (tuple,),
-    "mistakes.num_bins": (int,),
-}
-
-
-def _kinds(parameter):
-    """Returns the types a parameter may have, () if that is not known."""
-    annotation = parameter.annotation
-    if annotation is parameter.empty:
-        # A float or bool tells what is meant; other defaults often stand
-        # beside values of another type.
-        annotation = type(parameter.default)
-        return (annotation,) if annotation in (bool, float) else ()
-    kinds = typing.get_args(annotation) or (annotation,)
-    return kinds if all(kind in _WORDS for kind in kinds) else ()
-
-
-def _is_a(value, kind):
-    if kind is Callable:
-        return False  # Nothing but a reference can be one in a gin file.
-    if kind is tuple:
-        return isinstance(value, (list, tuple))
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def without_calls(error):

@@ -13,7 +13,9 @@ NAMES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
 @gin.configurable
-def strategy(name="auto", devices=None, tpu=""):
+def strategy(
+    name: str = "auto", devices: tuple[str, ...] | None = None, tpu: str = ""
+) -> tf.distribute.Strategy:
     """Returns the `tf.distribute.Strategy` to train or analyze under.
 
     Args:

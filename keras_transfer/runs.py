@@ -31,7 +31,7 @@ import numpy as np
 import tensorflow as tf
 from gin import config_parser
 
-from keras_transfer import config, data
+from keras_transfer import data, declared
 from keras_transfer import models as _models  # noqa: F401, its layers load
 from keras_transfer.errors import UserError
 
@@ -331,7 +331,7 @@ class Run:
         arguments = self._description("arguments")
         with self._damaged(self._data_path):
             inspect.signature(data.load).bind(**arguments)
-            config.check_values(data.load, arguments, "load")
+            declared.check_values(data.load, arguments, "load")
         return data.load(**arguments)
 
     def info(self):

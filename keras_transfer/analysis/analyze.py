@@ -1,5 +1,7 @@
 """Running analyses on finished runs."""
 
+from typing import Protocol
+
 import gin
 
 from keras_transfer.analysis.output import Output
@@ -8,8 +10,17 @@ from keras_transfer.errors import UserError
 from keras_transfer.runs import write_text
 
 
+class Analysis(Protocol):
+    """What `analyze` runs."""
+
+    def __call__(self, subjects, output):
+        """Looks at `Subjects` and leaves tables and figures in `Output`."""
+
+
 @gin.configurable
-def analyze(work_dir, analyses=gin.REQUIRED, loaded=None):
+def analyze(
+    work_dir, analyses: tuple[Analysis, ...] = gin.REQUIRED, loaded=None
+):
     """Runs one or more analyses, which share one loading of models and data.
 
     Args:

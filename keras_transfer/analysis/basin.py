@@ -260,12 +260,12 @@ def boundary(first, second):
 def basin(
     subjects,
     output,
-    split="test",
-    tolerance=0.05,
-    num_samples=64,
-    seed=0,
-    reference="P-T",
-    sensitivity=True,
+    split: str = "test",
+    tolerance: float = 0.05,
+    num_samples: int = 64,
+    seed: int = 0,
+    reference: str = "P-T",
+    sensitivity: bool = True,
 ):
     """Asks which solutions share an (epsilon, delta)-basin (Definition 3.1).
 

@@ -36,13 +36,13 @@ _ROUNDING = 1e-7
 def criticality(
     subjects,
     output,
-    positions=gin.REQUIRED,
-    sigmas=gin.REQUIRED,
-    num_draws=4,
-    refinements=1,
-    margin=0.01,
-    levels=LEVELS,
-    seed=0,
+    positions: tuple[float, ...] = gin.REQUIRED,
+    sigmas: tuple[float, ...] = gin.REQUIRED,
+    num_draws: int = 4,
+    refinements: int = 1,
+    margin: float = 0.01,
+    levels: tuple[str, ...] = LEVELS,
+    seed: int = 0,
 ):
     """Measures the criticality of every module (paper section 3.4).
 

@@ -107,9 +107,9 @@ def segment(alphas, first, second, num_vectors):
 def interpolation(
     subjects,
     output,
-    num_points=50,
-    extent=(-0.5, 1.5),
-    splits=("test", "train"),
+    num_points: int = 50,
+    extent: tuple[float, float] = (-0.5, 1.5),
+    splits: tuple[str, ...] = ("test", "train"),
 ):
     """Measures loss and metric along the line through every pair.
 

@@ -427,13 +427,13 @@ def dataset_surface(
     model,
     weights,
     dataset,
-    split="test",
-    modules=None,
-    batch_size=256,
-    reestimate_batch_norm=True,
+    split: str = "test",
+    modules: tuple[str, ...] | None = None,
+    batch_size: int = 256,
+    reestimate_batch_norm: bool = True,
     strategy=None,
-    memory_budget=4.0,
-    jit_compile=None,
+    memory_budget: float = 4.0,
+    jit_compile: bool | None = None,
 ):
     """Returns the `LossSurface` of a data set's loss, accuracy and AUC.
 

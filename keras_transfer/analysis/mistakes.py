@@ -175,7 +175,13 @@ def expected_calibration_error(confidence, right, num_bins=15):
 
 
 @gin.configurable
-def mistakes(subjects, output, split="test", num_bins=15, images_shown=24):
+def mistakes(
+    subjects,
+    output,
+    split: str = "test",
+    num_bins: int = 15,
+    images_shown: int = 24,
+):
     """Compares the mistakes of every pair of subjects (paper section 3.2).
 
     Args:

@@ -44,7 +44,13 @@ def plane_coefficients(positions, coordinates):
 
 
 @gin.configurable
-def plane(subjects, output, split="test", num_points=21, margin=0.5):
+def plane(
+    subjects,
+    output,
+    split: str = "test",
+    num_points: int = 21,
+    margin: float = 0.5,
+):
     """Measures the loss on the plane through three solutions of each kind.
 
     The first three subjects of each kind that has three are taken.

@@ -21,7 +21,9 @@ from keras_transfer.runs import Run
 
 
 @gin.configurable
-def pretraining(subjects, output, pretrained=None, num_points=20):
+def pretraining(
+    subjects, output, pretrained: str | None = None, num_points: int = 20
+):
     """Compares P-Ts that were fine-tuned from various epochs of one P.
 
     Beside what they learned stands the barrier between P at that epoch and the

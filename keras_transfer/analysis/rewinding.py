@@ -22,7 +22,11 @@ _CHECKPOINT_BYTES = 2 * 2**30
 
 @gin.configurable
 def rewinding(
-    subjects, output, epochs=None, splits=("train", "test"), levels=LEVELS
+    subjects,
+    output,
+    epochs: tuple[int, ...] | None = None,
+    splits: tuple[str, ...] = ("train", "test"),
+    levels: tuple[str, ...] = LEVELS,
 ):
     """Sets each module back to what it was at earlier epochs.
 

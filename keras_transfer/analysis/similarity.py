@@ -145,13 +145,13 @@ def feature_similarity(
 def similarity(
     subjects,
     output,
-    split="test",
-    num_examples=2048,
-    seed=0,
-    batch_size=32,
-    kernel="linear",
-    bandwidth=1.0,
-    memory_budget=4.0,
+    split: str = "test",
+    num_examples: int = 2048,
+    seed: int = 0,
+    batch_size: int = 32,
+    kernel: str = "linear",
+    bandwidth: float = 1.0,
+    memory_budget: float = 4.0,
 ):
     """Compares features of every pair of subjects (paper section 3.2).
 

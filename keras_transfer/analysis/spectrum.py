@@ -189,7 +189,7 @@ def model_spectra(model):
 
 
 @gin.configurable
-def spectrum(subjects, output, num_values=101):
+def spectrum(subjects, output, num_values: int = 101):
     """Compares the singular values of all layers (paper, appendix).
 
     Every subject is looked at, and every model that one trained on the target

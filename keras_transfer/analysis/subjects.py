@@ -54,7 +54,7 @@ class Subjects:
 
     def __init__(
         self,
-        runs=gin.REQUIRED,
+        runs: dict = gin.REQUIRED,
         epoch: str | int = "last",
         data_from: str | None = None,
     ):

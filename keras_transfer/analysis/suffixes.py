@@ -542,13 +542,13 @@ class Suffixes:
 def dataset_suffixes(
     model,
     dataset,
-    split="train",
-    num_examples=None,
-    with_auc=True,
-    batch_size=256,
+    split: str = "train",
+    num_examples: int | None = None,
+    with_auc: bool = True,
+    batch_size: int = 256,
     strategy=None,
-    memory_budget=4.0,
-    jit_compile=None,
+    memory_budget: float = 4.0,
+    jit_compile: bool | None = None,
 ):
     """Returns the `Suffixes` of a data set's loss, accuracy, error and AUC.
 

@@ -122,7 +122,10 @@ def random_crop(padding: int):
 
 
 @gin.configurable
-def random_resized_crop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
+def random_resized_crop(
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+):
     """Resizes a random rectangle of each image to the model's input.
 
     The rectangle is drawn as torchvision's `RandomResizedCrop` does: up to ten
@@ -162,7 +165,10 @@ def random_resized_crop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
 
 @gin.configurable
 def random_affine(
-    degrees=15.0, translate=0.05, scale=(0.95, 1.05), fill_value=128.0
+    degrees: float = 15.0,
+    translate: float = 0.05,
+    scale: tuple[float, float] = (0.95, 1.05),
+    fill_value: float = 128.0,
 ):
     """Rotates, shifts and scales images about their centre.
 

@@ -49,7 +49,7 @@ def load(
     test_split: str | None = None,
     split_size: int | None = None,
     split_seed: int = 0,
-):
+) -> Dataset:
     """Loads a dataset by name.
 
     Args:

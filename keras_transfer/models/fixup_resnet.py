@@ -63,7 +63,11 @@ class ScalarScale(keras.layers.Layer):
 
 
 @gin.configurable
-def fixup_resnet18(num_classes, input_shape=(224, 224, 3), seed=0):
+def fixup_resnet18(
+    num_classes,
+    input_shape: tuple[int, int, int] = (224, 224, 3),
+    seed: int = 0,
+):
     """Builds ResNet-18 with Fixup initialization.
 
     Example:
@@ -88,32 +92,52 @@ def fixup_resnet18(num_classes, input_shape=(224, 224, 3), seed=0):
 
 
 @gin.configurable
-def fixup_resnet34(num_classes, input_shape=(224, 224, 3), seed=0):
+def fixup_resnet34(
+    num_classes,
+    input_shape: tuple[int, int, int] = (224, 224, 3),
+    seed: int = 0,
+):
     """Builds ResNet-34 with Fixup initialization; see `fixup_resnet18`."""
     return _imagenet_resnet(34, num_classes, input_shape, seed)
 
 
 @gin.configurable
-def fixup_resnet50(num_classes, input_shape=(224, 224, 3), seed=0):
+def fixup_resnet50(
+    num_classes,
+    input_shape: tuple[int, int, int] = (224, 224, 3),
+    seed: int = 0,
+):
     """Builds ResNet-50 with Fixup initialization; see `fixup_resnet18`."""
     return _imagenet_resnet(50, num_classes, input_shape, seed)
 
 
 @gin.configurable
-def fixup_resnet101(num_classes, input_shape=(224, 224, 3), seed=0):
+def fixup_resnet101(
+    num_classes,
+    input_shape: tuple[int, int, int] = (224, 224, 3),
+    seed: int = 0,
+):
     """Builds ResNet-101 with Fixup initialization; see `fixup_resnet18`."""
     return _imagenet_resnet(101, num_classes, input_shape, seed)
 
 
 @gin.configurable
-def fixup_resnet152(num_classes, input_shape=(224, 224, 3), seed=0):
+def fixup_resnet152(
+    num_classes,
+    input_shape: tuple[int, int, int] = (224, 224, 3),
+    seed: int = 0,
+):
     """Builds ResNet-152 with Fixup initialization; see `fixup_resnet18`."""
     return _imagenet_resnet(152, num_classes, input_shape, seed)
 
 
 @gin.configurable
 def fixup_resnet(
-    num_classes, input_shape, widths=(16, 32, 64), blocks_per_stage=1, seed=0
+    num_classes,
+    input_shape,
+    widths: tuple[int, ...] = (16, 32, 64),
+    blocks_per_stage: int = 1,
+    seed: int = 0,
 ):
     """Builds a small residual network for images of 16 to 64 pixels.
 

@@ -12,7 +12,7 @@ from keras_transfer import models, objectives, runs
 from keras_transfer.devices import has_accelerator
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
-from keras_transfer.training import cluster
+from keras_transfer.training import cluster, factories
 from keras_transfer.training.interruption import DeferredSignals, Stop
 from keras_transfer.training.optimizers import SGD
 from keras_transfer.training.record import Record
@@ -25,22 +25,22 @@ _KEPT_BYTES = 2**28
 @gin.configurable
 def train(
     work_dir,
-    model=gin.REQUIRED,
-    dataset=gin.REQUIRED,
-    epochs=gin.REQUIRED,
-    batch_size=gin.REQUIRED,
-    schedule=gin.REQUIRED,
-    optimizer=SGD,
-    augmentation=(),
-    mixup_alpha=0.0,
-    pretrained=None,
-    pretrained_epoch="last",
-    seed=0,
-    strategy=default_strategy,
-    eval_batch_size=256,
-    keep_epochs="all",
-    dtype_policy="float32",
-    jit_compile=None,
+    model: factories.MakesModel = gin.REQUIRED,
+    dataset: factories.MakesDataset = gin.REQUIRED,
+    epochs: int = gin.REQUIRED,
+    batch_size: int = gin.REQUIRED,
+    schedule: factories.MakesSchedule = gin.REQUIRED,
+    optimizer: factories.MakesOptimizer = SGD,
+    augmentation: tuple = (),
+    mixup_alpha: float = 0.0,
+    pretrained: str | None = None,
+    pretrained_epoch: str | int = "last",
+    seed: int = 0,
+    strategy: factories.MakesStrategy = default_strategy,
+    eval_batch_size: int = 256,
+    keep_epochs: str | tuple[int, ...] = "all",
+    dtype_policy: str = "float32",
+    jit_compile: bool | None = None,
 ):
     """Trains one model and leaves a run directory.
 

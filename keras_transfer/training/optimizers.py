@@ -41,11 +41,11 @@ class SGD(keras.optimizers.SGD):
     def __init__(
         self,
         learning_rate,
-        momentum=0.9,
-        weight_decay=1e-4,
-        scalar_multiplier=0.1,
-        global_clipnorm=None,
-        name="sgd",
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        scalar_multiplier: float = 0.1,
+        global_clipnorm: float | None = None,
+        name: str = "sgd",
     ):
         if not 0 <= momentum <= 1:
             raise UserError(

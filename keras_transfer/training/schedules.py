@@ -54,7 +54,9 @@ def _warmed_up(schedule, warmup_epochs, steps_per_epoch):
 
 
 @gin.configurable
-def constant(steps_per_epoch, epochs, base_rate=0.1, warmup_epochs=0.0):
+def constant(
+    steps_per_epoch, epochs, base_rate: float = 0.1, warmup_epochs: float = 0.0
+):
     """The same rate throughout (the paper's CheXpert recipe).
 
     Args:
@@ -74,10 +76,10 @@ def constant(steps_per_epoch, epochs, base_rate=0.1, warmup_epochs=0.0):
 def multi_step(
     steps_per_epoch,
     epochs,
-    base_rate=0.1,
-    boundaries=(30, 60),
-    factor=0.1,
-    warmup_epochs=0.0,
+    base_rate: float = 0.1,
+    boundaries: tuple[float, ...] = (30, 60),
+    factor: float = 0.1,
+    warmup_epochs: float = 0.0,
 ):
     """The rate is multiplied by `factor` at each of `boundaries`.
 
@@ -111,7 +113,9 @@ def multi_step(
 
 
 @gin.configurable
-def cosine(steps_per_epoch, epochs, base_rate=0.1, warmup_epochs=0.0):
+def cosine(
+    steps_per_epoch, epochs, base_rate: float = 0.1, warmup_epochs: float = 0.0
+):
     """Half a cosine from `base_rate` to zero over the whole run.
 
     Args:

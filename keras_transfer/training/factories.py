@@ -1,0 +1,46 @@
+"""What training is given to make its parts with, and how it calls each.
+
+A configuration names these by reference, and `declared` holds a reference
+against the signature here before anything is run.
+"""
+
+from typing import Protocol
+
+import tensorflow as tf
+
+from keras_transfer import data
+
+
+class MakesModel(Protocol):
+    """Makes a model; called within the strategy's scope."""
+
+    def __call__(self, num_classes, input_shape, seed):
+        """Returns a Keras model that gives logits [num_classes]."""
+
+
+class MakesDataset(Protocol):
+    """Makes a dataset, such as `data.load` with its arguments bound."""
+
+    def __call__(self) -> data.Dataset:
+        """Returns the dataset; called once the strategy is there."""
+
+
+class MakesSchedule(Protocol):
+    """Makes a learning rate; see `schedules`."""
+
+    def __call__(self, steps_per_epoch, epochs):
+        """Returns a number or a Keras `LearningRateSchedule`."""
+
+
+class MakesOptimizer(Protocol):
+    """Makes an optimizer; called within the strategy's scope."""
+
+    def __call__(self, learning_rate):
+        """Returns one that expects gradients summed over replicas."""
+
+
+class MakesStrategy(Protocol):
+    """Makes a strategy; called before anything else."""
+
+    def __call__(self) -> tf.distribute.Strategy:
+        """Returns the strategy to train under."""
