@@ -120,7 +120,17 @@ def test_tasks_bind_what_the_study_says():
     "changes, message",
     [
         ({"targets": {}}, "at least one target"),
+        ({"targets": {"../digits": {}}}, "Received: '../digits'"),
+        ({"targets": {"digits": 3}}, "digits.* must be a dictionary"),
+        ({"targets": {"digits": {"P-T": 3}}}, "P-T.* must be a dictionary"),
+        ({"bindings": {"a = 1\nb": 3}}, "must bind parameters such as"),
+        ({"source": {3: 3}}, "Study.source must bind .* Received: 3"),
         ({"seeds": ()}, "at least one seed"),
+        ({"seeds": (0, 0)}, "Study.seeds must not hold anything twice"),
+        ({"seeds": (0, -1)}, "Study.seeds must be .* of 0 or more"),
+        ({"block_sizes": (0,)}, "Study.block_sizes must be .* of 1 or more"),
+        ({"pretrained_epochs": (-1,)}, "Study.pretrained_epochs must be"),
+        ({"analyses": ("a.gin", "a.gin")}, "Study.analyses must not hold"),
         ({"block_sizes": (4,), "shuffle_seeds": (1,)}, "2 Study.seeds and 1"),
     ],
 )

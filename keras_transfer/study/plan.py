@@ -1,6 +1,7 @@
 """A transfer study as data, and the runs and analyses it consists of."""
 
 import dataclasses
+import re
 
 import gin
 
@@ -85,27 +86,33 @@ class Study:
     fine_tune: str = gin.REQUIRED
     targets: dict = gin.REQUIRED
     source: dict = dataclasses.field(default_factory=dict)
-    seeds: tuple = (0, 1, 2)
-    block_sizes: tuple = ()
-    shuffle_seeds: tuple = (1234, 1235, 1236)
-    pretrained_epochs: tuple = ()
-    analyses: tuple = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    block_sizes: tuple[int, ...] = ()
+    shuffle_seeds: tuple[int, ...] = (1234, 1235, 1236)
+    pretrained_epochs: tuple[int, ...] = ()
+    analyses: tuple[str, ...] = ()
     bindings: dict = dataclasses.field(default_factory=dict)
     sweep_bindings: dict = dataclasses.field(default_factory=dict)
     analysis_bindings: dict = dataclasses.field(default_factory=dict)
     num_images: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if not isinstance(self.targets, dict) or not self.targets:
-            raise UserError(
-                "Study.targets must name at least one target, for example "
-                '{"photo": {"load.data_dir": "DIR"}}. '
-                f"Received: {self.targets!r}"
-            )
+        _check_targets(self.targets)
+        for name in (
+            "source",
+            "bindings",
+            "sweep_bindings",
+            "analysis_bindings",
+        ):
+            _check_bindings(f"Study.{name}", getattr(self, name))
         if not self.seeds:
             raise UserError(
                 "Study.seeds must hold at least one seed. Received: none."
             )
+        _check_distinct("seeds", self.seeds, 0)
+        _check_distinct("block_sizes", self.block_sizes, 1)
+        _check_distinct("pretrained_epochs", self.pretrained_epochs, 0)
+        _check_distinct("analyses", self.analyses)
         if self.block_sizes and len(self.shuffle_seeds) < len(self.seeds):
             raise UserError(
                 "Each seed needs a shuffle seed of its own. Received: "
@@ -152,7 +159,10 @@ class Study:
         return Task(
             name,
             "train",
-            (files[kind].format(target=target), *options.get("files", ())),
+            (
+                files[kind].replace("{target}", target),
+                *options.get("files", ()),
+            ),
             {
                 **self.bindings,
                 **own,
@@ -228,4 +238,51 @@ class Study:
             {**self.analysis_bindings, "Subjects.runs": named},
             needs=(*needs, *(task.name for task in runs)),
             target=target,
+        )
+
+
+def _check_targets(targets):
+    if not isinstance(targets, dict) or not targets:
+        raise UserError(
+            "Study.targets must name at least one target, for example "
+            '{"photo": {"load.data_dir": "DIR"}}. '
+            f"Received: {targets!r}"
+        )
+    for name, bindings in targets.items():
+        # It names directories and stands in a claim.
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*\w", name):
+            raise UserError(
+                "A name in Study.targets must be of letters, digits, _, - and "
+                f". alone. Received: {name!r}"
+            )
+        where = f"Study.targets[{name!r}]"
+        _check_bindings(where, bindings)
+        for kind in {"P-T", "RI-T"} & set(bindings):
+            _check_bindings(f"{where}[{kind!r}]", bindings[kind])
+
+
+def _check_bindings(name, bindings):
+    if not isinstance(bindings, dict):
+        raise UserError(
+            f'{name} must be a dictionary such as {{"train.epochs": 5}}. '
+            f"Received: {bindings!r}"
+        )
+    for key in bindings:
+        if not isinstance(key, str) or not re.fullmatch(r"[\w./-]+", key):
+            raise UserError(
+                f'{name} must bind parameters such as "train.epochs". '
+                f"Received: {key!r}"
+            )
+
+
+def _check_distinct(name, values, least=None):
+    """Checks that no task is planned twice, and numbers are large enough."""
+    if len(set(values)) < len(values):
+        raise UserError(
+            f"Study.{name} must not hold anything twice. Received: {values}"
+        )
+    if least is not None and any(value < least for value in values):
+        raise UserError(
+            f"Study.{name} must be whole numbers of {least} or more. "
+            f"Received: {values}"
         )
