@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 
@@ -25,6 +26,8 @@ GIN_BINDINGS = flags.DEFINE_multi_string(
 )
 
 
+# The text of an operating system's error about a file, or about two.
+_OF_A_FILE = re.compile(r"\[Errno \d+\] (?P<what>.+?): (?P<file>['\"].+['\"])")
 # What a shell reports of a process that ends by SIGTERM: 128 + 15.
 STOPPED = 143
 
@@ -72,9 +75,11 @@ def run(main):
         except UserError as error:
             _fail(config.without_calls(error))
         except OSError as error:
-            if error.filename is None:
+            # What gin raises in an error's stead has its text but no filename.
+            named = _OF_A_FILE.fullmatch(config.without_calls(error))
+            if not named:
                 raise
-            _fail(f"{error.filename}: {error.strerror}.")
+            _fail(f"{named['file']}: {named['what']}.")
         except RuntimeError as error:
             if "Required bindings" not in str(error):
                 raise
