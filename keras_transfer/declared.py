@@ -5,6 +5,8 @@ The annotation of a parameter says what a gin file may bind it to:
     bool, int, float, str, dict, None   such a value
     tuple                               a list
     tuple[int, ...], tuple[float, float]    a list of these
+    Literal["a", "b"]                   one of these
+    Annotated[int, Range(least=1)]      a number within a range
     a typing.Protocol                   a reference to what takes arguments of
                                         the same names as its `__call__`, and
                                         makes the same as far as is declared
@@ -13,16 +15,47 @@ or, with |, one of several. Of other annotations nothing is known. Macros and
 references with brackets are followed as far as they can be without a call.
 """
 
+import dataclasses
 import inspect
+import math
 import types
 import typing
 
 import gin
 
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What a number must lie in: `least` <= number <= `most`, `above` < it."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+
+    def __contains__(self, number):
+        return self.least <= number <= self.most and number > self.above
+
+    def __str__(self):
+        if self.most < math.inf:
+            return f"from {self.least} to {self.most}"
+        if self.above > -math.inf:
+            return f"above {self.above}"
+        return f"of at least {self.least}"
+
+
+Natural = typing.Annotated[int, Range(least=0)]
+Count = typing.Annotated[int, Range(least=1)]
+Several = typing.Annotated[int, Range(least=2)]
+# What NumPy takes.
+Seed = typing.Annotated[int, Range(least=0, most=2**32 - 1)]
+NotNegative = typing.Annotated[float, Range(least=0)]
+Positive = typing.Annotated[float, Range(above=0)]
+Split = typing.Literal["test", "train"]
+
 _WORDS = {
     bool: "True or False",
     int: "a whole number",
-    float: "a number",
+    float: "a finite number",
     str: "text in quotes",
     dict: "a dictionary in braces",
     tuple: "a list",
@@ -87,9 +120,24 @@ def _kind(parameter):
 
 
 def _is_known(kind):
-    if isinstance(kind, types.UnionType) or _is_list(kind):
+    if _is_union(kind) or _is_list(kind):
         return all(map(_is_known, _parts(kind)))
+    if _is_range(kind) or _is_choice(kind):
+        return True
     return kind in _WORDS or _is_protocol(kind)
+
+
+def _is_union(kind):
+    # Which of both | makes depends on its sides.
+    return typing.get_origin(kind) in (types.UnionType, typing.Union)
+
+
+def _is_range(kind):
+    return typing.get_origin(kind) is typing.Annotated
+
+
+def _is_choice(kind):
+    return typing.get_origin(kind) is typing.Literal
 
 
 def _is_list(kind):
@@ -108,8 +156,12 @@ def _is_protocol(kind):
 
 def _words(kind):
     parts = _parts(kind)
-    if isinstance(kind, types.UnionType):
+    if _is_union(kind):
         return " or ".join(map(_words, parts))
+    if _is_choice(kind):
+        return " or ".join(map(repr, parts))
+    if _is_range(kind):
+        return f"{_words(parts[0])} {parts[1]}"
     if _is_list(kind):
         count = "" if Ellipsis in typing.get_args(kind) else f" of {len(parts)}"
         return f"a list{count}, each {_words(parts[0])}"
@@ -122,7 +174,7 @@ def _words(kind):
 
 
 def _is_a(value, kind):
-    if isinstance(kind, types.UnionType):
+    if _is_union(kind):
         return any(_is_a(value, part) for part in _parts(kind))
     value = _followed(value)
     if isinstance(value, gin.config.ConfigurableReference):
@@ -133,17 +185,28 @@ def _is_a(value, kind):
         return False
     if _is_list(kind):
         return _is_list_of(value, kind)
+    if _is_choice(kind):
+        return value in _parts(kind)
+    if _is_range(kind):
+        number, within = _parts(kind)
+        return _is_a(value, number) and value in within
     if kind is tuple:
         return isinstance(value, (list, tuple))
     if kind in (int, float) and isinstance(value, bool):
         return False
-    return isinstance(value, (int, float) if kind is float else kind)
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def _may_make(reference, kind):
     """Returns whether calling a reference may give such a value."""
     made = _returned(reference.configurable.wrapped)
-    return made is None or issubclass(made, typing.get_origin(kind) or kind)
+    if _is_choice(kind):
+        kind = str
+    while typing.get_origin(kind):
+        kind = _parts(kind)[0] if _is_range(kind) else typing.get_origin(kind)
+    return made is None or issubclass(made, kind)
 
 
 def _is_list_of(value, kind):

@@ -97,6 +97,21 @@ def flat_png(width, height):
     )
 
 
+def deep_png(array):
+    """Returns a PNG of 16 bits a channel, in colour and maybe with alpha."""
+    height, width, channels = array.shape
+    rows = (array.astype(">u2") * 257).reshape(height, -1)
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    kind = {3: 2, 4: 6}[channels]
+    content = b"".join(b"\0" + row.tobytes() for row in rows)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", header + bytes([16, kind, 0, 0, 0]))
+        + _chunk(b"IDAT", zlib.compress(content))
+        + _chunk(b"IEND", b"")
+    )
+
+
 def lying_png(width, height):
     """Returns a PNG whose header promises more pixels than there are."""
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big")
@@ -206,6 +221,8 @@ def odd_images():
         "progressive.jpg": encoded(array, "JPEG", progressive=True),
         "rotated.jpg": encoded(array, "JPEG", exif=exif),
         "deep.png": encoded(deep),
+        "deep_color.png": deep_png(array),
+        "deep_alpha.png": deep_png(alpha),
         "palette.png": encoded(array, mode="P"),
         "one_bit.png": encoded(array, mode="1"),
         "alpha.png": encoded(alpha),
@@ -577,22 +594,32 @@ def _pipe(root):
 # Configurations.
 
 _WRONG_VALUES = {
-    "train.epochs": ("'x'", "0", "-1", "1.5", "None", "[1]"),
+    "train.epochs": ("'x'", "0", "-1", "1.5", "None", "[1]", "True", "@SGD"),
     "train.batch_size": ("'x'", "0", "-1", "1.5", "None", "10**9", "[4]"),
     "train.seed": ("'x'", "1.5", "None", "-1"),
-    "train.mixup_alpha": ("'x'", "-1.0", "None", "[1.0]"),
-    "train.eval_batch_size": ("'x'", "1.5", "None"),
-    "train.keep_epochs": ("3", "'some'", "None", "{1: 2}"),
+    "train.mixup_alpha": ("'x'", "-1.0", "None", "[1.0]", "1e999"),
+    "train.eval_batch_size": ("'x'", "1.5", "None", "0", "-1"),
+    "train.keep_epochs": ("3", "'some'", "None", "{1: 2}", "['x']"),
     "train.dtype_policy": ("'float99'", "3", "None"),
-    "train.schedule": ("'cosine'", "3", "None"),
-    "train.model": ("'resnet'", "3", "None"),
-    "train.dataset": ("'digits'", "3", "None"),
-    "train.optimizer": ("'SGD'", "3", "None"),
-    "train.strategy": ("'mirrored'", "3", "None"),
-    "train.augmentation": ("3", "'flip'", "[1]", "[@random_crop]"),
+    "train.schedule": ("'cosine'", "3", "None", "@load", "@cosine()"),
+    "train.model": ("'resnet'", "3", "None", "@SGD", "@fixup_resnet()"),
+    "train.dataset": ("'digits'", "3", "None", "@strategy", "@SGD"),
+    "train.optimizer": ("'SGD'", "3", "None", "@load", "@fixup_resnet"),
+    "train.strategy": ("'mirrored'", "3", "None", "@load", "@strategy()"),
+    "train.augmentation": (
+        "3",
+        "'flip'",
+        "[1]",
+        "[@random_crop]",
+        "[@SGD()]",
+        "@random_crop()",
+        "[@load()]",
+    ),
     "train.pretrained": ("3", "'nowhere'", "''", "['a']"),
+    "train.pretrained_epoch": ("1.5", "None", "[1]"),
     "train.jit_compile": ("'x'", "3"),
-    "strategy.name": ("'none'", "3", "['tpu']"),
+    "strategy.name": ("'none'", "3", "['tpu']", "'tpu'"),
+    "strategy.devices": ("3", "'CPU:0'", "['CPU:99']", "[0]", "[]"),
     "load.name": ("3", "'no_such_data'", "None", "''"),
     "load.image_size": ("'x'", "0", "-1", "8.5", "[8]", "1000000"),
     "load.channels": ("'x'", "0", "2", "4", "[1]"),
@@ -607,13 +634,20 @@ _WRONG_VALUES = {
     "load.memory_budget": ("'x'", "None", "-1.0"),
     "load.cache_dir": ("3", "['a']"),
     "load.keep": ("3", "'all'"),
+    "load.on_damaged": ("3", "'ignore'"),
+    "load.data_dir": ("3", "['a']"),
+    "load.train_split": ("3", "'nowhere'"),
+    "load.test_split": ("3", "'nowhere'"),
+    "load.split_size": ("'x'", "0", "-1"),
+    "load.split_seed": ("'x'", "-1"),
     "fixup_resnet.widths": ("3", "'x'", "()", "(0,)", "(-2,)", "('a',)"),
     "fixup_resnet.blocks_per_stage": ("'x'", "0", "-1", "1.5"),
-    "cosine.base_rate": ("'x'", "-1.0", "None"),
-    "cosine.warmup_epochs": ("'x'", "-1.0", "None"),
-    "SGD.momentum": ("'x'", "None"),
+    "cosine.base_rate": ("'x'", "-1.0", "None", "1e999"),
+    "cosine.warmup_epochs": ("'x'", "-1.0", "None", "1e999"),
+    "SGD.momentum": ("'x'", "None", "-1.0"),
     "SGD.weight_decay": ("'x'", "-1.0"),
-    "SGD.global_clipnorm": ("'x'", "-1.0"),
+    "SGD.global_clipnorm": ("'x'", "-1.0", "0.0"),
+    "SGD.scalar_multiplier": ("'x'", "-1.0"),
     "random_crop.padding": ("'x'", "-1", "1.5"),
 }
 # What stands for a number that has been worked out.
@@ -655,6 +689,23 @@ _CONFIGS = {
     "YAML": ("train:\n  epochs: 3\n", "config.gin"),
     "an odd character": ("train.epochs = 3 \N{PILE OF POO}", "config.gin"),
     "indented": ("  train.epochs = 3", ""),
+    "macro of itself": ("a = %a\ntrain.epochs = %a", "%a = %a"),
+    "macro of itself, unused": ("a = %a", "%a = %a"),
+    "macros in a ring": ("a = [%b]\nb = {'x': %a}", "%a = %b"),
+    "macro without a value": ("train.epochs = %a/b", "a/b"),
+    "macro of another type": ("a = 'x'\ntrain.epochs = %a", "train.epochs"),
+    "reference to itself": (
+        "random_crop.padding = @random_crop()",
+        "@random_crop()",
+    ),
+    "call without an argument": (
+        "train.augmentation = [@random_crop()]",
+        "random_crop.padding",
+    ),
+    "reference without an argument": ("train.dataset = @load", "load.name"),
+    "configurable of Python": ("train.model = @print", "print"),
+    "import of a secret": ("import os\nos.system = 'true'", "os"),
+    "bound twice": ("train.epochs = 1\ntrain.epochs = 'x'", "train.epochs"),
     "deep brackets": ("train.keep_epochs = " + "[" * 3000, "config.gin"),
     "zero bytes": ("train.epochs = 3\0", ""),
 }
@@ -954,8 +1005,12 @@ def subjects_cases():
         "Subjects.data_from = 'nowhere'",
         "analyze.analyses = []",
         "analyze.analyses = 3",
-        "mistakes.split = 'valid'",
-        "mistakes.num_bins = 'x'",
+        "analyze.analyses = ['mistakes']",
+        "analyze.analyses = @mistakes",
+        "analyze.analyses = [@mistakes()]",
+        "analyze.analyses = [@load]",
+        "analyze.analyses = [@SGD]",
+        "analyze.analyses = [@mistakes, None]",
     ):
 
         def make(directory, binding=binding):
@@ -963,6 +1018,183 @@ def subjects_cases():
             return _analysis("mistakes", binding)(directory, run)
 
         yield Case("binding of an analysis", binding, make)
+    for parameter, values in _WRONG_OF_ANALYSES.items():
+        for value in values:
+            yield _analysis_case(parameter, value)
+
+
+_WRONG_OF_ANALYSES = {
+    "mistakes.split": ("'valid'", "3", "None"),
+    "mistakes.num_bins": ("'x'", "0", "-1", "1.5"),
+    "mistakes.images_shown": ("'x'", "0", "-1"),
+    "basin.split": ("'valid'", "3"),
+    "basin.tolerance": ("'x'", "0.0", "-1.0"),
+    "basin.num_samples": ("'x'", "0", "-1", "1"),
+    "basin.seed": ("'x'", "-1", "1.5"),
+    "basin.reference": ("'X'", "3"),
+    "basin.sensitivity": ("'x'",),
+    "criticality.positions": ("3", "[]", "['x']", "[-1.0]", "[2.0]"),
+    "criticality.sigmas": ("3", "[]", "['x']", "[-1.0]", "[0.0]"),
+    "criticality.num_draws": ("'x'", "0", "-1"),
+    "criticality.refinements": ("'x'", "-1"),
+    "criticality.margin": ("'x'", "-1.0"),
+    "criticality.levels": ("3", "'block'", "['x']", "[]"),
+    "criticality.seed": ("'x'", "-1"),
+    "interpolation.num_points": ("'x'", "0", "1", "-1"),
+    "interpolation.extent": ("3", "[0.0]", "[1.0, 0.0]", "['a', 'b']"),
+    "interpolation.splits": ("3", "'test'", "['valid']", "[]"),
+    "plane.num_points": ("'x'", "0", "1", "-1"),
+    "plane.margin": ("'x'", "-1.0"),
+    "plane.split": ("'valid'",),
+    "rewinding.epochs": ("3", "['x']", "[99]", "[-1]", "[]"),
+    "rewinding.splits": ("'test'", "['valid']", "[]"),
+    "rewinding.levels": ("'block'", "['x']", "[]"),
+    "similarity.split": ("'valid'", "3"),
+    "similarity.num_examples": ("'x'", "0", "-1", "1"),
+    "similarity.seed": ("'x'", "-1"),
+    "similarity.batch_size": ("'x'", "0", "-1", "1"),
+    "similarity.kernel": ("'x'", "3"),
+    "similarity.bandwidth": ("'x'", "0.0", "-1.0"),
+    "similarity.memory_budget": ("'x'", "-1.0", "0.0"),
+    "spectrum.num_values": ("'x'", "0", "-1", "1"),
+    "pretraining.pretrained": ("3", "'nowhere'"),
+    "pretraining.num_points": ("'x'", "0", "-1"),
+    "dataset_surface.batch_size": ("'x'", "0", "-1"),
+    "dataset_surface.memory_budget": ("'x'", "-1.0"),
+    "dataset_surface.modules": ("3", "['x']", "[]"),
+    "dataset_suffixes.batch_size": ("'x'", "0", "-1"),
+    "dataset_suffixes.num_examples": ("'x'", "0", "-1"),
+    "dataset_suffixes.memory_budget": ("'x'", "-1.0"),
+}
+# What reads a parameter that is not an analysis' own.
+_READS = {
+    "plane": "interpolation",
+    "dataset_surface": "interpolation",
+    "dataset_suffixes": "criticality",
+}
+_QUICK = [
+    "basin.num_samples = 2",
+    "criticality.positions = (0.0, 1.0)",
+    "criticality.sigmas = (0.1, 1.0)",
+    "criticality.num_draws = 2",
+    "interpolation.num_points = 3",
+    "plane.num_points = 3",
+    "similarity.num_examples = 8",
+    "similarity.batch_size = 4",
+    "spectrum.num_values = 3",
+]
+
+
+def _analysis_case(parameter, value):
+    binding = f"{parameter} = {value}"
+    function, name = parameter.split(".")
+    analysis = _READS.get(function, function)
+
+    def make(directory):
+        trained = directory.parent / "trained"
+        subjects = {"P-T": [str(trained)] * 3, "RI-T": [str(trained)] * 3}
+        quick = [b for b in _QUICK if not b.startswith(parameter)]
+        return "analyze", [
+            f"--gin_file={ROOT}/gin/{analysis}.gin",
+            f"--gin_bindings=Subjects.runs = {subjects}",
+            *(f"--gin_bindings={b}" for b in (*quick, binding)),
+            f"--work_dir={directory / 'output'}",
+        ]
+
+    return Case("binding of an analysis", binding, make, "either", name)
+
+
+# Studies.
+
+
+_STUDIES = {
+    "title": ("3", "None"),
+    "pretrain": ("3", "''", "'nowhere.gin'", "'{target}.gin'", "'../gin'"),
+    "scratch": (
+        "3",
+        "'nowhere.gin'",
+        "'rit_{nobody}.gin'",
+        "'rit_{.gin'",
+        "'rit_{}.gin'",
+        "'rit_{target.x}.gin'",
+        "'rit_{target!z}.gin'",
+    ),
+    "fine_tune": ("3", "'nowhere.gin'", "'pt_{nobody}.gin'"),
+    "targets": (
+        "3",
+        "{}",
+        "[]",
+        "['digits']",
+        "'digits'",
+        "{'nowhere': {}}",
+        "{3: {}}",
+        "{'': {}}",
+        "{'../digits': {}}",
+        "{'digits': 3}",
+        "{'digits': {'P-T': 3}}",
+        "{'digits': {'no.such': 1}}",
+        "{'digits': {'load.num_train': 'x'}}",
+        "{'digits': {3: 4}}",
+        "{'digits': {'load.name = 1': 4}}",
+    ),
+    "source": ("3", "'x'", "{'no.such': 1}", "[1]"),
+    "seeds": ("3", "'x'", "[]", "['a']", "[1.5]", "[-1]", "[0, 0]", "None"),
+    "block_sizes": ("3", "['x']", "[0]", "[-1]", "[1.5]", "[4, 4]"),
+    "shuffle_seeds": ("3", "['x']", "[1]", "[]"),
+    "pretrained_epochs": ("3", "['x']", "[-1]", "[1.5]", "[0, 0]"),
+    "analyses": (
+        "3",
+        "'mistakes.gin'",
+        "[3]",
+        "['nowhere.gin']",
+        "['mistakes']",
+        "['']",
+        "[@train]",
+        "['mistakes.gin', 'mistakes.gin']",
+    ),
+    "bindings": (
+        "3",
+        "[]",
+        "{3: 4}",
+        "{'': 1}",
+        "{'train.no_such': 1}",
+        "{'train.epochs': 'x'}",
+        "{'train.model': 'x'}",
+        "{'train.epochs = 1\\ntrain.seed': 1}",
+    ),
+    "sweep_bindings": ("3", "{'train.no_such': 1}"),
+    "analysis_bindings": ("3", "{'basin.num_samples': 'x'}"),
+    "no_such": ("3",),
+}
+
+
+def study_cases():
+    """Yields studies that cannot be carried out, and say so at once."""
+    for attribute, values in _STUDIES.items():
+        for value in values:
+            binding = f"Study.{attribute} = {value}"
+            yield _study_case(binding, binding)
+    for value in ("3", "{'': 3}", "{'': ('a', 'b')}", "{'digits': [1]}"):
+        binding = f"Study.num_images = {value}"
+        yield _study_case(binding, binding, ("--dry_run",))
+    yield _study_case("of a run", "", config="pt_digits.gin", says="Study")
+    yield _study_case(
+        "below a file", "", ("--work_dir={directory}/stdout/output",)
+    )
+
+
+def _study_case(
+    name, binding, flags=(), ends="sentence", config="study_digits.gin", says=""
+):
+    def make(directory):
+        return "reproduce", [
+            f"--gin_file={ROOT / 'gin' / config}",
+            *([f"--gin_bindings={binding}"] if binding else []),
+            f"--work_dir={directory / 'output'}",
+            *(flag.format(directory=directory) for flag in flags),
+        ]
+
+    return Case("study", name, make, ends, says)
 
 
 def _photographs(run):
@@ -1000,6 +1232,7 @@ def corpus():
         *value_cases(),
         *run_cases(),
         *subjects_cases(),
+        *study_cases(),
     ]
 
 
@@ -1102,7 +1335,13 @@ def main():
     import pandas  # noqa: F401
     import tqdm  # noqa: F401
 
-    from keras_transfer import analysis, app, export, training  # noqa: F401
+    from keras_transfer import (  # noqa: F401
+        analysis,
+        app,
+        export,
+        study,
+        training,
+    )
 
     _train_once(arguments.directory)
     cases = [c for c in corpus() if arguments.kind in c.kind]

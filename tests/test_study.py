@@ -130,6 +130,7 @@ def test_tasks_bind_what_the_study_says():
         ({"seeds": (0, -1)}, "Study.seeds must be .* of 0 or more"),
         ({"block_sizes": (0,)}, "Study.block_sizes must be .* of 1 or more"),
         ({"pretrained_epochs": (-1,)}, "Study.pretrained_epochs must be"),
+        ({"num_images": {"digits": [1]}}, r"num_images.* Received: \[1\]"),
         ({"analyses": ("a.gin", "a.gin")}, "Study.analyses must not hold"),
         ({"block_sizes": (4,), "shuffle_seeds": (1,)}, "2 Study.seeds and 1"),
     ],

@@ -6,6 +6,7 @@ import itertools
 import gin
 import numpy as np
 
+from keras_transfer import declared
 from keras_transfer.analysis.output import colour, new_figure
 from keras_transfer.analysis.weight_space import Points
 from keras_transfer.errors import UserError
@@ -260,10 +261,10 @@ def boundary(first, second):
 def basin(
     subjects,
     output,
-    split: str = "test",
-    tolerance: float = 0.05,
-    num_samples: int = 64,
-    seed: int = 0,
+    split: declared.Split = "test",
+    tolerance: declared.Positive = 0.05,
+    num_samples: declared.Several = 64,
+    seed: declared.Seed = 0,
     reference: str = "P-T",
     sensitivity: bool = True,
 ):

@@ -12,6 +12,7 @@ import gin
 import numpy as np
 from tqdm import tqdm
 
+from keras_transfer import declared
 from keras_transfer.analysis.output import colour, new_figure
 from keras_transfer.analysis.suffixes import (
     END_POINTS,
@@ -38,11 +39,11 @@ def criticality(
     output,
     positions: tuple[float, ...] = gin.REQUIRED,
     sigmas: tuple[float, ...] = gin.REQUIRED,
-    num_draws: int = 4,
-    refinements: int = 1,
-    margin: float = 0.01,
+    num_draws: declared.Several = 4,
+    refinements: declared.Natural = 1,
+    margin: declared.NotNegative = 0.01,
     levels: tuple[str, ...] = LEVELS,
-    seed: int = 0,
+    seed: declared.Seed = 0,
 ):
     """Measures the criticality of every module (paper section 3.4).
 

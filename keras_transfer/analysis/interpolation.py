@@ -5,7 +5,7 @@ import itertools
 import gin
 import numpy as np
 
-from keras_transfer import objectives
+from keras_transfer import declared, objectives
 from keras_transfer.analysis.intervals import mean_over_pairs
 from keras_transfer.analysis.output import colour, new_figure
 from keras_transfer.analysis.weight_space import Points
@@ -107,9 +107,9 @@ def segment(alphas, first, second, num_vectors):
 def interpolation(
     subjects,
     output,
-    num_points: int = 50,
+    num_points: declared.Several = 50,
     extent: tuple[float, float] = (-0.5, 1.5),
-    splits: tuple[str, ...] = ("test", "train"),
+    splits: tuple[declared.Split, ...] = ("test", "train"),
 ):
     """Measures loss and metric along the line through every pair.
 

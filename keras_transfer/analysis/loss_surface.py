@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from keras_transfer import objectives
+from keras_transfer import declared, objectives
 from keras_transfer.analysis.results import Results
 from keras_transfer.analysis.spread import (
     SpreadBatches,
@@ -427,12 +427,12 @@ def dataset_surface(
     model,
     weights,
     dataset,
-    split: str = "test",
+    split: declared.Split = "test",
     modules: tuple[str, ...] | None = None,
-    batch_size: int = 256,
+    batch_size: declared.Count = 256,
     reestimate_batch_norm: bool = True,
     strategy=None,
-    memory_budget: float = 4.0,
+    memory_budget: declared.NotNegative = 4.0,
     jit_compile: bool | None = None,
 ):
     """Returns the `LossSurface` of a data set's loss, accuracy and AUC.

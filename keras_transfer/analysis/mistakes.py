@@ -9,6 +9,7 @@ import dataclasses
 import gin
 import numpy as np
 
+from keras_transfer import declared
 from keras_transfer.analysis.output import colour, new_figure
 from keras_transfer.analysis.subjects import excess_of_pretrained_pairs
 from keras_transfer.errors import UserError
@@ -178,9 +179,9 @@ def expected_calibration_error(confidence, right, num_bins=15):
 def mistakes(
     subjects,
     output,
-    split: str = "test",
-    num_bins: int = 15,
-    images_shown: int = 24,
+    split: declared.Split = "test",
+    num_bins: declared.Count = 15,
+    images_shown: declared.Natural = 24,
 ):
     """Compares the mistakes of every pair of subjects (paper section 3.2).
 

@@ -3,7 +3,7 @@
 import gin
 import numpy as np
 
-from keras_transfer import objectives
+from keras_transfer import declared, objectives
 from keras_transfer.analysis.output import new_figure
 from keras_transfer.analysis.weight_space import Points
 
@@ -47,9 +47,9 @@ def plane_coefficients(positions, coordinates):
 def plane(
     subjects,
     output,
-    split: str = "test",
-    num_points: int = 21,
-    margin: float = 0.5,
+    split: declared.Split = "test",
+    num_points: declared.Several = 21,
+    margin: declared.NotNegative = 0.5,
 ):
     """Measures the loss on the plane through three solutions of each kind.
 

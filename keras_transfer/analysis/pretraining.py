@@ -3,7 +3,7 @@
 import gin
 import numpy as np
 
-from keras_transfer import objectives
+from keras_transfer import declared, objectives
 from keras_transfer.analysis.feature_reuse import (
     check_same_data,
     learning_summary,
@@ -22,7 +22,10 @@ from keras_transfer.runs import Run
 
 @gin.configurable
 def pretraining(
-    subjects, output, pretrained: str | None = None, num_points: int = 20
+    subjects,
+    output,
+    pretrained: str | None = None,
+    num_points: declared.Several = 20,
 ):
     """Compares P-Ts that were fine-tuned from various epochs of one P.
 

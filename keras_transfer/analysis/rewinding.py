@@ -6,6 +6,7 @@ import gin
 import numpy as np
 from tqdm import tqdm
 
+from keras_transfer import declared
 from keras_transfer.analysis.output import new_figure
 from keras_transfer.analysis.suffixes import (
     END_POINTS,
@@ -25,7 +26,7 @@ def rewinding(
     subjects,
     output,
     epochs: tuple[int, ...] | None = None,
-    splits: tuple[str, ...] = ("train", "test"),
+    splits: tuple[declared.Split, ...] = ("train", "test"),
     levels: tuple[str, ...] = LEVELS,
 ):
     """Sets each module back to what it was at earlier epochs.

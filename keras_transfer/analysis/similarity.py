@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from keras_transfer import declared
 from keras_transfer.analysis.output import new_figure, plot_by
 from keras_transfer.analysis.subjects import excess_of_pretrained_pairs
 from keras_transfer.errors import UserError
@@ -145,13 +146,13 @@ def feature_similarity(
 def similarity(
     subjects,
     output,
-    split: str = "test",
-    num_examples: int = 2048,
-    seed: int = 0,
-    batch_size: int = 32,
+    split: declared.Split = "test",
+    num_examples: declared.Count = 2048,
+    seed: declared.Seed = 0,
+    batch_size: declared.Count = 32,
     kernel: str = "linear",
-    bandwidth: float = 1.0,
-    memory_budget: float = 4.0,
+    bandwidth: declared.Positive = 1.0,
+    memory_budget: declared.NotNegative = 4.0,
 ):
     """Compares features of every pair of subjects (paper section 3.2).
 

@@ -20,6 +20,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from keras_transfer import declared
 from keras_transfer.analysis.output import new_figure, plot_by
 from keras_transfer.errors import UserError
 from keras_transfer.models import module_chain
@@ -189,7 +190,7 @@ def model_spectra(model):
 
 
 @gin.configurable
-def spectrum(subjects, output, num_values: int = 101):
+def spectrum(subjects, output, num_values: declared.Count = 101):
     """Compares the singular values of all layers (paper, appendix).
 
     Every subject is looked at, and every model that one trained on the target

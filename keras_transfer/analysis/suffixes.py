@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from keras_transfer import objectives
+from keras_transfer import declared, objectives
 from keras_transfer.analysis.loss_surface import (
     dataset_examples,
     weighted_sums,
@@ -542,12 +542,12 @@ class Suffixes:
 def dataset_suffixes(
     model,
     dataset,
-    split: str = "train",
-    num_examples: int | None = None,
+    split: declared.Split = "train",
+    num_examples: declared.Count | None = None,
     with_auc: bool = True,
-    batch_size: int = 256,
+    batch_size: declared.Count = 256,
     strategy=None,
-    memory_budget: float = 4.0,
+    memory_budget: declared.NotNegative = 4.0,
     jit_compile: bool | None = None,
 ):
     """Returns the `Suffixes` of a data set's loss, accuracy, error and AUC.

@@ -68,7 +68,7 @@ def augment(augmentation, images, uniforms, size):
 
 
 @gin.configurable
-def random_flip():
+def random_flip() -> Augmentation:
     """Mirrors half of the images left to right.
 
     Returns:
@@ -90,7 +90,7 @@ def random_flip():
 
 
 @gin.configurable
-def random_crop(padding: int):
+def random_crop(padding: int) -> Augmentation:
     """Pads images with zeros on all sides and crops a random square.
 
     Args:
@@ -125,7 +125,7 @@ def random_crop(padding: int):
 def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-):
+) -> Augmentation:
     """Resizes a random rectangle of each image to the model's input.
 
     The rectangle is drawn as torchvision's `RandomResizedCrop` does: up to ten
@@ -169,7 +169,7 @@ def random_affine(
     translate: float = 0.05,
     scale: tuple[float, float] = (0.95, 1.05),
     fill_value: float = 128.0,
-):
+) -> Augmentation:
     """Rotates, shifts and scales images about their centre.
 
     The transform is drawn as torchvision's `RandomAffine` does and pixels are

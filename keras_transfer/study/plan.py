@@ -113,6 +113,7 @@ class Study:
         _check_distinct("block_sizes", self.block_sizes, 1)
         _check_distinct("pretrained_epochs", self.pretrained_epochs, 0)
         _check_distinct("analyses", self.analyses)
+        _check_sizes(self.num_images)
         if self.block_sizes and len(self.shuffle_seeds) < len(self.seeds):
             raise UserError(
                 "Each seed needs a shuffle seed of its own. Received: "
@@ -272,6 +273,16 @@ def _check_bindings(name, bindings):
             raise UserError(
                 f'{name} must bind parameters such as "train.epochs". '
                 f"Received: {key!r}"
+            )
+
+
+def _check_sizes(num_images):
+    for target, sizes in num_images.items():
+        is_list = isinstance(sizes, list | tuple)
+        if not is_list or [type(size) for size in sizes] != [int] * 2:
+            raise UserError(
+                f"Study.num_images[{target!r}] must be the numbers of training "
+                f"and of test images. Received: {sizes!r}"
             )
 
 

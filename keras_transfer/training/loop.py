@@ -221,9 +221,9 @@ def _check_arguments(epochs, eval_batch_size, mixup_alpha, keep_epochs):
                 f"train.{name} must be a whole number of at least 1. "
                 f"Received: {value!r}"
             )
-    if not mixup_alpha >= 0:
+    if not 0 <= mixup_alpha < math.inf:
         raise UserError(
-            "train.mixup_alpha must be 0 (no mixup) or positive. "
+            "train.mixup_alpha must be 0 (no mixup) or positive, and finite. "
             f"Received: {mixup_alpha!r}"
         )
     if keep_epochs != "all" and not isinstance(keep_epochs, list | tuple):
