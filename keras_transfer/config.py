@@ -21,10 +21,12 @@ def parse(files, bindings):
 
     Raises:
         UserError: if a file is missing, or a line cannot be parsed or names
-            something that does not exist.
+            something that does not exist, or binds what its parameter is not
+            declared to take.
     """
-    for name in files:
-        gin.add_config_file_search_path(os.path.dirname(name))
+    for folder in dict.fromkeys(map(os.path.dirname, files)):
+        if folder:
+            gin.add_config_file_search_path(folder)
     # Gin logs an error for every place where an include is not.
     logging.disable(logging.ERROR)
     try:

@@ -6,7 +6,8 @@ The annotation of a parameter says what a gin file may bind it to:
     tuple                               a list
     tuple[int, ...], tuple[float, float]    a list of these
     Literal["a", "b"]                   one of these
-    Annotated[int, Range(least=1)]      a number within a range
+    Annotated[int, Range(least=1)]      what lies in a range, or in whatever
+                                        else tells with `in` and has a str
     a typing.Protocol                   a reference to what takes arguments of
                                         the same names as its `__call__`, and
                                         makes the same as far as is declared
@@ -43,6 +44,16 @@ class Range:
         return f"of at least {self.least}"
 
 
+class NotEmpty:
+    """Holds whatever is not empty."""
+
+    def __contains__(self, value):
+        return bool(value)
+
+    def __str__(self):
+        return "(one or more)"
+
+
 Natural = typing.Annotated[int, Range(least=0)]
 Count = typing.Annotated[int, Range(least=1)]
 Several = typing.Annotated[int, Range(least=2)]
@@ -51,6 +62,7 @@ Seed = typing.Annotated[int, Range(least=0, most=2**32 - 1)]
 NotNegative = typing.Annotated[float, Range(least=0)]
 Positive = typing.Annotated[float, Range(above=0)]
 Split = typing.Literal["test", "train"]
+Splits = typing.Annotated[tuple[Split, ...], NotEmpty()]
 
 _WORDS = {
     bool: "True or False",
@@ -72,13 +84,19 @@ def check_configuration():
     """
     # Gin has no public way to ask for all that is bound.
     bound = gin.config._CONFIG
+    evaluated = [
+        reference
+        for reference in gin.config.iterate_references(bound)
+        if reference.evaluate
+    ]
     checked = set()
-    for reference in gin.config.iterate_references(bound):
-        if reference.evaluate:
-            _check_evaluation(reference, (), checked)
+    for reference in evaluated:
+        _check_no_loop(reference, (), checked)
     for (_, selector), values in bound.items():
         name = selector.rpartition(".")[2]
         check_values(gin.get_configurable(selector), values, name)
+    for reference in evaluated:
+        _check_complete(reference, ())
 
 
 def check_values(function, values, name):
@@ -122,7 +140,7 @@ def _kind(parameter):
 def _is_known(kind):
     if _is_union(kind) or _is_list(kind):
         return all(map(_is_known, _parts(kind)))
-    if _is_range(kind) or _is_choice(kind):
+    if _is_bounded(kind) or _is_choice(kind):
         return True
     return kind in _WORDS or _is_protocol(kind)
 
@@ -132,7 +150,7 @@ def _is_union(kind):
     return typing.get_origin(kind) in (types.UnionType, typing.Union)
 
 
-def _is_range(kind):
+def _is_bounded(kind):
     return typing.get_origin(kind) is typing.Annotated
 
 
@@ -160,7 +178,7 @@ def _words(kind):
         return " or ".join(map(_words, parts))
     if _is_choice(kind):
         return " or ".join(map(repr, parts))
-    if _is_range(kind):
+    if _is_bounded(kind):
         return f"{_words(parts[0])} {parts[1]}"
     if _is_list(kind):
         count = "" if Ellipsis in typing.get_args(kind) else f" of {len(parts)}"
@@ -187,9 +205,9 @@ def _is_a(value, kind):
         return _is_list_of(value, kind)
     if _is_choice(kind):
         return value in _parts(kind)
-    if _is_range(kind):
-        number, within = _parts(kind)
-        return _is_a(value, number) and value in within
+    if _is_bounded(kind):
+        bare, bounds = _parts(kind)
+        return _is_a(value, bare) and value in bounds
     if kind is tuple:
         return isinstance(value, (list, tuple))
     if kind in (int, float) and isinstance(value, bool):
@@ -205,7 +223,7 @@ def _may_make(reference, kind):
     if _is_choice(kind):
         kind = str
     while typing.get_origin(kind):
-        kind = _parts(kind)[0] if _is_range(kind) else typing.get_origin(kind)
+        kind = _parts(kind)[0] if _is_bounded(kind) else typing.get_origin(kind)
     return made is None or issubclass(made, kind)
 
 
@@ -240,8 +258,8 @@ def _bindings(reference):
     return gin.get_bindings(reference.scoped_selector, resolve_references=False)
 
 
-def _check_evaluation(reference, path, checked):
-    """Checks that a reference with brackets, or a macro, can be evaluated."""
+def _check_no_loop(reference, path, checked):
+    """Checks that evaluating a reference does not come back to it."""
     key = reference.config_key
     path = (*path, reference)
     if key in (earlier.config_key for earlier in path[:-1]):
@@ -250,10 +268,9 @@ def _check_evaluation(reference, path, checked):
     if key in checked:
         return
     checked.add(key)
-    _check_complete(reference, ())
     for inner in gin.config.iterate_references(_bindings(reference)):
         if inner.evaluate:
-            _check_evaluation(inner, path, checked)
+            _check_no_loop(inner, path, checked)
 
 
 def _check_complete(reference, supplied):

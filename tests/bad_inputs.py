@@ -611,7 +611,6 @@ _WRONG_VALUES = {
         "'flip'",
         "[1]",
         "[@random_crop]",
-        "[@SGD()]",
         "@random_crop()",
         "[@load()]",
     ),
@@ -997,6 +996,8 @@ def subjects_cases():
         "Subjects.runs = {3: ['nowhere']}",
         "Subjects.runs = {'P-T': ['nowhere']}",
         "Subjects.runs = 'nowhere'",
+        "Subjects.runs = {'P-T': ['../trained', '../trained']}",
+        "Subjects.runs = {'P-T': ['../trained'], 'P': '../other/../trained'}",
         "Subjects.epoch = 99",
         "Subjects.epoch = 'first'",
         "Subjects.epoch = 1.5",
@@ -1074,6 +1075,7 @@ _READS = {
 }
 _QUICK = [
     "basin.num_samples = 2",
+    "basin.sensitivity = False",
     "criticality.positions = (0.0, 1.0)",
     "criticality.sigmas = (0.1, 1.0)",
     "criticality.num_draws = 2",
@@ -1089,10 +1091,12 @@ def _analysis_case(parameter, value):
     binding = f"{parameter} = {value}"
     function, name = parameter.split(".")
     analysis = _READS.get(function, function)
+    says = "checkpoint of epoch 99" if value == "[99]" else name
+    says = value.strip("'") if value == "'nowhere'" else says
 
     def make(directory):
-        trained = directory.parent / "trained"
-        subjects = {"P-T": [str(trained)] * 3, "RI-T": [str(trained)] * 3}
+        names = ("trained", "other", "third")
+        subjects = {"P-T": [str(directory.parent / n) for n in names]}
         quick = [b for b in _QUICK if not b.startswith(parameter)]
         return "analyze", [
             f"--gin_file={ROOT}/gin/{analysis}.gin",
@@ -1101,7 +1105,7 @@ def _analysis_case(parameter, value):
             f"--work_dir={directory / 'output'}",
         ]
 
-    return Case("binding of an analysis", binding, make, "either", name)
+    return Case("binding of an analysis", binding, make, "either", says)
 
 
 # Studies.
@@ -1320,8 +1324,9 @@ def _train_once(directory):
     if ended["status"]:
         raise RuntimeError(ended["errors"])
     (own / "output").rename(directory / "trained")
-    # To compare with, and itself never damaged.
-    shutil.copytree(directory / "trained", directory / "other")
+    # To compare with, and themselves never damaged.
+    for name in ("other", "third"):
+        shutil.copytree(directory / "trained", directory / name)
 
 
 def main():

@@ -33,6 +33,7 @@ def declared_consumer(
     seed: declared.Seed = 0,
     several: tuple[declared.Several, ...] = (),
     positive: declared.Positive = 1.0,
+    splits: declared.Splits = ("test",),
 ):
     return locals()
 
@@ -96,6 +97,7 @@ def _parse(*bindings):
         "seed = @declared_any()",
         "several = [2, 3]",
         "positive = 1e-9",
+        "splits = ['train']",
         "count = @declared_any()",
         "names = [@declared_any()]",
     ],
@@ -129,6 +131,8 @@ def test_what_is_declared_passes(binding):
         ("seed = 'x'", "must be a whole number from 0 to"),
         ("seed = @DeclaredMade()", "must be a whole number from 0 to"),
         ("several = [2, 1]", "each a whole number of at least 2."),
+        ("splits = []", "each 'test' or 'train' (one or more). Received: []"),
+        ("splits = ['x']", "each 'test' or 'train' (one or more)."),
         ("positive = 0", "must be a finite number above 0. Received: 0"),
         ("pair = [1, 'x']", "must be a list of 2, each a finite number."),
         ("names = 'abc'", "must be a list, each text in quotes."),

@@ -18,6 +18,7 @@ from keras_transfer.analysis.suffixes import (
     END_POINTS,
     LEVELS,
     Checkpoints,
+    Levels,
     Perturbations,
     parts,
     subject_suffixes,
@@ -42,7 +43,7 @@ def criticality(
     num_draws: declared.Several = 4,
     refinements: declared.Natural = 1,
     margin: declared.NotNegative = 0.01,
-    levels: tuple[str, ...] = LEVELS,
+    levels: Levels = LEVELS,
     seed: declared.Seed = 0,
 ):
     """Measures the criticality of every module (paper section 3.4).

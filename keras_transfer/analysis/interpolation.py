@@ -109,7 +109,7 @@ def interpolation(
     output,
     num_points: declared.Several = 50,
     extent: tuple[float, float] = (-0.5, 1.5),
-    splits: tuple[declared.Split, ...] = ("test", "train"),
+    splits: declared.Splits = ("test", "train"),
 ):
     """Measures loss and metric along the line through every pair.
 

@@ -1,6 +1,7 @@
 """Rewinding one module to an earlier epoch (paper section 3.4)."""
 
 import math
+from typing import Annotated
 
 import gin
 import numpy as np
@@ -12,11 +13,13 @@ from keras_transfer.analysis.suffixes import (
     END_POINTS,
     LEVELS,
     Checkpoints,
+    Levels,
     Perturbations,
     parts,
     subject_suffixes,
 )
 
+_Epochs = Annotated[tuple[declared.Natural, ...], declared.NotEmpty()]
 # Of the checkpoints of one model, so many are in memory at a time.
 _CHECKPOINT_BYTES = 2 * 2**30
 
@@ -25,9 +28,9 @@ _CHECKPOINT_BYTES = 2 * 2**30
 def rewinding(
     subjects,
     output,
-    epochs: tuple[int, ...] | None = None,
-    splits: tuple[declared.Split, ...] = ("train", "test"),
-    levels: tuple[str, ...] = LEVELS,
+    epochs: _Epochs | None = None,
+    splits: declared.Splits = ("train", "test"),
+    levels: Levels = LEVELS,
 ):
     """Sets each module back to what it was at earlier epochs.
 

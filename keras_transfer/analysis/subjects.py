@@ -1,5 +1,6 @@
 """The trained models an analysis looks at, loaded once for all analyses."""
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -49,7 +50,8 @@ class Subjects:
         data_from: run directory whose dataset is used; None: the first named.
 
     Raises:
-        UserError: if nothing is named, or a run or checkpoint is missing.
+        UserError: if nothing is named, or something twice, or a run or
+            checkpoint is missing.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Subjects:
         ]
         for _, run in named:
             run.check_exists()
+        _check_distinct([run for _, run in named])
         names = _names([run.path for _, run in named])
         self._subjects = [
             Subject(kind, name, run, run.resolve_epoch(epoch))
@@ -283,6 +286,17 @@ def _are_runs(runs):
     return all(isinstance(kind, str) for kind in runs) and all(
         isinstance(path, (str, os.PathLike)) for path in paths
     )
+
+
+def _check_distinct(runs):
+    """Raises a `UserError` if a run is named twice: no table could tell."""
+    counts = collections.Counter(run.path.resolve() for run in runs)
+    twice = [str(path) for path, count in counts.items() if count > 1]
+    if twice:
+        raise UserError(
+            "Each run in Subjects.runs is named once. Received more than once: "
+            f"{', '.join(twice)}."
+        )
 
 
 def _names(paths):

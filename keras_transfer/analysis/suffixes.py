@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import time
+from typing import Annotated, Literal
 
 import gin
 import numpy as np
@@ -37,6 +38,7 @@ from keras_transfer.errors import UserError
 from keras_transfer.models import group, module_chain
 
 LEVELS = ("block", "group")
+Levels = Annotated[tuple[Literal["block", "group"], ...], declared.NotEmpty()]
 # The end points of training, and the name of each one's epoch.
 END_POINTS = {"final": "last", "optimal": "best"}
 # Results are kept after each pass over the batches. A pass takes about so long,
