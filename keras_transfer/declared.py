@@ -19,6 +19,7 @@ references with brackets are followed as far as they can be without a call.
 import dataclasses
 import inspect
 import math
+import sys
 import types
 import typing
 
@@ -64,6 +65,8 @@ Positive = typing.Annotated[float, Range(above=0)]
 Split = typing.Literal["test", "train"]
 Splits = typing.Annotated[tuple[Split, ...], NotEmpty()]
 
+# Not infinite, not NaN, and no whole number beyond what a float can hold.
+_LARGEST = sys.float_info.max
 _WORDS = {
     bool: "True or False",
     int: "a whole number",
@@ -111,7 +114,7 @@ def check_values(function, values, name):
         ValueError: if a value is not what its parameter is declared to take.
     """
     parameters = _parameters(function) or {}
-    for key in set(values) & set(parameters):
+    for key in filter(parameters.__contains__, values):
         kind, value = _kind(parameters[key]), _followed(values[key])
         if _is_known(kind) and not _is_a(value, kind):
             raise ValueError(
@@ -213,7 +216,10 @@ def _is_a(value, kind):
     if kind in (int, float) and isinstance(value, bool):
         return False
     if kind is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
+        return isinstance(value, (int, float)) and abs(value) <= _LARGEST
+    if kind is int:
+        # What TensorFlow and NumPy count with.
+        return isinstance(value, int) and abs(value) < 2**63
     return isinstance(value, kind)
 
 

@@ -594,7 +594,17 @@ def _pipe(root):
 # Configurations.
 
 _WRONG_VALUES = {
-    "train.epochs": ("'x'", "0", "-1", "1.5", "None", "[1]", "True", "@SGD"),
+    "train.epochs": (
+        "9" * 30,
+        "'x'",
+        "0",
+        "-1",
+        "1.5",
+        "None",
+        "[1]",
+        "True",
+        "@SGD",
+    ),
     "train.batch_size": ("'x'", "0", "-1", "1.5", "None", "10**9", "[4]"),
     "train.seed": ("'x'", "1.5", "None", "-1"),
     "train.mixup_alpha": ("'x'", "-1.0", "None", "[1.0]", "1e999"),

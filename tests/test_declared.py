@@ -116,6 +116,8 @@ def test_what_is_declared_passes(binding):
         ("names = @DeclaredMade()", "must be a list, each text in quotes."),
         ("count = @DeclaredMade", "a whole number. Received: @DeclaredMade"),
         ("rate = 'x'", "must be a finite number. Received: 'x'"),
+        (f"rate = {10**400}", "must be a finite number. Received: 1000"),
+        (f"count = {2**63}", "must be a whole number. Received: 92233"),
         ("rate = 1e999", "must be a finite number. Received: inf"),
         ("ratio = 'x'", "must be a finite number. Received: 'x'"),
         ("name = 3", "must be text in quotes or None. Received: 3"),
