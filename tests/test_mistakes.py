@@ -295,5 +295,7 @@ def test_what_mistakes_refuses(directory, tmp_path):
     other = Subjects(runs={"P-T": [f"{directory}/pt0", f"{tmp_path}/wide"]})
     with pytest.raises(UserError, match="wide gives 12 logits"):
         mistakes(other, Output(tmp_path))
+    with pytest.raises(UserError, match="named once.*pt0"):
+        Subjects(runs={"P-T": [f"{directory}/pt0"], "P": f"{directory}/pt0"})
     with pytest.raises(UserError, match="num_bins"):
         mistakes(Subjects(runs=written_runs.named(directory)), None, num_bins=0)

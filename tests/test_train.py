@@ -242,6 +242,7 @@ def test_batch_normalization_statistics_are_trained_and_kept(tmp_path, digits):
     [
         ({"epochs": 0}, "epochs"),
         ({"eval_batch_size": 0}, "eval_batch_size"),
+        ({"mixup_alpha": float("inf")}, "mixup_alpha"),
         ({"optimizer": lambda rate: SGD(rate, momentum=-1.0)}, "momentum"),
         ({"batch_size": 65}, "batch_size"),
         ({"dtype_policy": "float13"}, "dtype_policy"),
