@@ -1042,7 +1042,7 @@ _WRONG_OF_ANALYSES = {
     "basin.tolerance": ("'x'", "0.0", "-1.0"),
     "basin.num_samples": ("'x'", "0", "-1", "1"),
     "basin.seed": ("'x'", "-1", "1.5"),
-    "basin.reference": ("'X'", "3"),
+    "basin.reference": ("3", "None"),
     "basin.sensitivity": ("'x'",),
     "criticality.positions": ("3", "[]", "['x']", "[-1.0]", "[2.0]"),
     "criticality.sigmas": ("3", "[]", "['x']", "[-1.0]", "[0.0]"),
