@@ -1,5 +1,7 @@
 """Which devices work is spread over, and how much of it goes into a call."""
 
+import functools
+
 import gin
 import tensorflow as tf
 
@@ -71,7 +73,9 @@ def _check_devices(devices):
         )
 
 
+@functools.cache
 def _tpu_strategy(tpu):
+    # Once a process: setting the TPU up again would clear its memory.
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
         tf.config.experimental_connect_to_cluster(resolver)
@@ -87,6 +91,19 @@ def _tpu_strategy(tpu):
 def has_accelerator():
     """Returns whether TensorFlow sees a GPU or a TPU."""
     return any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
+
+
+def jit_compile(asked):
+    """Returns `tf.function`'s argument of this name, for what replicas run.
+
+    Args:
+        asked: bool, whether XLA is to compile it; None: yes on GPU and TPU, no
+            on CPU, where it is slower.
+    """
+    if tf.config.list_logical_devices("TPU"):
+        # TPUStrategy compiles all that replicas run, as a whole.
+        return None
+    return (has_accelerator() if asked is None else asked) or None
 
 
 class Pace:

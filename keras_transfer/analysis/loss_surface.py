@@ -22,14 +22,12 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from keras_transfer import declared, objectives
+from keras_transfer.analysis import spread
 from keras_transfer.analysis.results import Results
-from keras_transfer.analysis.spread import (
-    SpreadBatches,
-    gather,
-    has_other_workers,
-)
+from keras_transfer.analysis.spread import SpreadBatches
 from keras_transfer.analysis.weight_space import WeightSpace
-from keras_transfer.devices import Pace, has_accelerator
+from keras_transfer.devices import Pace
+from keras_transfer.devices import jit_compile as jit_argument
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
 
@@ -103,10 +101,8 @@ class LossSurface:
         self._key = json.dumps([key, *means])
         self._strategy = strategy or default_strategy()
         self.space = WeightSpace(model, weights, modules, self._strategy)
-        if jit_compile is None:
-            jit_compile = has_accelerator()
         self._call_model = tf.function(
-            self._call_model, jit_compile=jit_compile or None
+            self._call_model, jit_compile=jit_argument(jit_compile)
         )
         self._batch_norms = []
         if statistics_batches is not None:
@@ -243,20 +239,20 @@ class LossSurface:
         sums = np.zeros((len(arrays[0]), 1 + len(self._means)))
         targets, outputs = [], [[] for _ in sums]
         collect = collect or self._whole is not None
-        for chunk in self._batches:
-            for part in self._calls(len(sums), chunk, bar):
+        for count, chunk in self._batches:
+            if collect:
+                real = self._gather(chunk[2], axis=1)[:count] > 0
+                targets.append(self._gather(chunk[1], axis=1)[:count][real])
+            for part in self._calls(len(sums), count, bar):
                 part_sums, part_outputs = self._measure(
-                    *(array[part] for array in arrays), *chunk
+                    *(array[part] for array in arrays), count, *chunk
                 )
                 part_sums = self._gather(part_sums, axis=1)
                 sums[part] += part_sums.sum(axis=1, dtype=np.float64)
                 if collect:
-                    real = self._gather(chunk[2], axis=1) > 0
                     part_outputs = self._gather(part_outputs, axis=2)
                     for p, output in enumerate(part_outputs, part.start):
                         outputs[p].append(output[real])
-            if collect:
-                targets.append(self._gather(chunk[1], axis=1)[real])
         if not collect:
             return sums, None, None
         outputs = np.stack([np.concatenate(chunks) for chunks in outputs])
@@ -273,10 +269,10 @@ class LossSurface:
             return np.zeros((num_points, 0), np.float32)
         arrays = [*arrays, np.zeros((num_points, self._num_statistics))]
         sums = np.zeros((num_points, 1 + self._num_statistics))
-        for chunk in self._statistics_batches:
-            for part in self._calls(num_points, chunk):
+        for count, chunk in self._statistics_batches:
+            for part in self._calls(num_points, count):
                 part_sums = self._sum_statistics(
-                    *(array[part] for array in arrays), *chunk
+                    *(array[part] for array in arrays), count, *chunk
                 )
                 sums[part] += self._gather(part_sums, axis=0).sum(axis=0)
         if not sums[:, 0].all():
@@ -286,10 +282,8 @@ class LossSurface:
             )
         return (sums[:, 1:] / sums[:, :1]).astype(np.float32)
 
-    def _calls(self, num_points, chunk, bar=None):
+    def _calls(self, num_points, num_batches, bar=None):
         """Yields slices: the points at which a chunk is run in one call."""
-        local = self._strategy.experimental_local_results(chunk[-1])[0]
-        num_batches = len(local)
         first = 0
         while first < num_points:
             size = self._points_per_call(num_batches)
@@ -304,12 +298,12 @@ class LossSurface:
 
     def _points_per_call(self, num_batches):
         # Workers must agree, which their clocks do not.
-        if has_other_workers(self._strategy):
+        if spread.has_other_workers(self._strategy):
             return 1
         return self._pace.count(num_batches)
 
     def _gather(self, value, axis):
-        return gather(self._strategy, value, axis)
+        return spread.gather(self._strategy, value, axis)
 
     def _numbers(self, sums, targets, outputs):
         """Returns each point's {name: float}, from what `_run` returns."""
@@ -325,6 +319,8 @@ class LossSurface:
         ]
 
     # In TensorFlow: P points and a chunk of m batches of b examples, one call.
+    # How many of each is known only when it runs, so the loops over them are
+    # outside of what replicas run; that sees static shapes.
 
     def _compile(self, function, batches):
         modules, vectors = self.space.num_modules, self.space.num_vectors
@@ -335,57 +331,80 @@ class LossSurface:
                 tf.TensorSpec([None, modules]),
                 tf.TensorSpec([None], tf.int32),
                 tf.TensorSpec([None, self._num_statistics]),
+                tf.TensorSpec([], tf.int32),
                 *batches.chunk_spec,
             ],
         )
 
-    def _measure(self, *arguments):
-        """Measures a chunk at some points; `_measure_on_replica` tells what."""
-        return self._strategy.run(self._measure_on_replica, args=arguments)
-
-    def _measure_on_replica(
-        self, coefficients, sigma, seeds, statistics, inputs, targets, weights
+    def _measure(
+        self, coefficients, sigma, seeds, statistics, num_batches, *chunk
     ):
-        """Returns sums [P, m, 1 + Q] and outputs [P, m, b, C], float32."""
-        num_points, num_batches = tf.shape(seeds)[0], tf.shape(weights)[0]
-        sums = tf.TensorArray(tf.float32, num_points * num_batches)
-        outputs = tf.TensorArray(tf.float32, num_points * num_batches)
+        """Measures a chunk at some points.
+
+        Returns:
+            Of each of this worker's replicas, sums [P, m, 1 + Q] and outputs
+            [P, m, b, C], float32.
+        """
+        shape = num_points, num_batches = tf.shape(seeds)[0], num_batches
+        sums = spread.arrays(self._strategy, num_points * num_batches)
+        outputs = spread.arrays(self._strategy, num_points * num_batches)
         for p in tf.range(num_points):
-            point = self._weights(
-                coefficients[p], sigma[p], seeds[p], statistics[p]
+            point = self._strategy.run(
+                self._weights,
+                args=(coefficients[p], sigma[p], seeds[p], statistics[p]),
             )
             for i in tf.range(num_batches):
-                output = self._call_model(point, inputs[i], training=False)[0]
-                row = weighted_sums(self._means, targets[i], output, weights[i])
-                sums = sums.write(p * num_batches + i, row)
-                outputs = outputs.write(p * num_batches + i, output)
-        shape = num_points, num_batches
-        return _unflatten(sums.stack(), shape), _unflatten(
-            outputs.stack(), shape
+                row, output = self._strategy.run(
+                    self._measure_on_replica, args=(point, i, *chunk)
+                )
+                j = p * num_batches + i
+                sums = spread.write(self._strategy, sums, j, row)
+                outputs = spread.write(self._strategy, outputs, j, output)
+        return (
+            [_unflatten(array.stack(), shape) for array in sums],
+            [_unflatten(array.stack(), shape) for array in outputs],
         )
 
-    def _sum_statistics(self, *arguments):
-        """Sums batch statistics; see `_sum_statistics_on_replica`."""
-        return self._strategy.run(
-            self._sum_statistics_on_replica, args=arguments
-        )
+    def _measure_on_replica(self, point, i, inputs, targets, weights):
+        """Returns sums [1 + Q] and outputs [b, C] of batch i, float32."""
+        output = self._call_model(point, inputs[i], training=False)[0]
+        row = weighted_sums(self._means, targets[i], output, weights[i])
+        return row, output
 
-    def _sum_statistics_on_replica(
-        self, coefficients, sigma, seeds, _, inputs, targets, weights
+    def _sum_statistics(
+        self, coefficients, sigma, seeds, unknown, num_batches, *chunk
     ):
-        """Returns sums over full batches of 1 and S, float32 [1, P, 1 + S]."""
-        del targets
-        num_points, num_batches = tf.shape(seeds)[0], tf.shape(weights)[0]
-        sums = tf.TensorArray(tf.float32, num_points)
-        for p in tf.range(num_points):
-            point = self.space.combine(coefficients[p], sigma[p], seeds[p])
-            total = tf.zeros(1 + self._num_statistics)
+        """Sums over full batches 1 and the statistics, at some points.
+
+        Returns:
+            Of each of this worker's replicas, float32 [1, P, 1 + S].
+        """
+        del unknown
+        inputs, _, weights = chunk
+        sums = spread.arrays(self._strategy, tf.shape(seeds)[0])
+        for p in tf.range(tf.shape(seeds)[0]):
+            point = self._strategy.run(
+                self.space.combine, args=(coefficients[p], sigma[p], seeds[p])
+            )
+            totals = [tf.zeros([1 + self._num_statistics]) for _ in sums]
             for i in tf.range(num_batches):
-                updated = self._call_model(point, inputs[i], training=True)[1]
-                full = tf.cast(tf.reduce_all(weights[i] > 0), tf.float32)
-                total += full * tf.concat([[1.0], updated], 0)
-            sums = sums.write(p, total)
-        return sums.stack()[None]
+                row = self._strategy.run(
+                    self._statistics_on_replica,
+                    args=(point, i, inputs, weights),
+                )
+                row = self._strategy.experimental_local_results(row)
+                totals = [a + b for a, b in zip(totals, row, strict=True)]
+            sums = [
+                array.write(p, total)
+                for array, total in zip(sums, totals, strict=True)
+            ]
+        return [array.stack()[None] for array in sums]
+
+    def _statistics_on_replica(self, point, i, inputs, weights):
+        """Returns 1 and S of batch i, [1 + S]; zeros if it is not full."""
+        updated = self._call_model(point, inputs[i], training=True)[1]
+        full = tf.cast(tf.reduce_all(weights[i] > 0), tf.float32)
+        return full * tf.concat([[1.0], updated], 0)
 
     def _weights(self, coefficients, sigma, seed, statistics):
         """Returns one point's tensors, in the order of `model.weights`."""

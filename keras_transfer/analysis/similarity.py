@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 from keras_transfer import declared
 from keras_transfer.analysis.output import new_figure, plot_by
+from keras_transfer.analysis.spread import on_replicas
 from keras_transfer.analysis.subjects import excess_of_pretrained_pairs
+from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
 from keras_transfer.models import module_chain
 
@@ -94,7 +96,12 @@ class FeatureSimilarity:
 
 
 def feature_similarity(
-    models, batches, kernel="linear", bandwidth=1.0, memory_budget=4.0
+    models,
+    batches,
+    kernel="linear",
+    bandwidth=1.0,
+    memory_budget=4.0,
+    strategy=None,
 ):
     """Computes CKA between all modules of several models.
 
@@ -113,6 +120,9 @@ def feature_similarity(
         bandwidth: float, see `rbf_cka`; under "minibatch" the median distance
             is each minibatch's own.
         memory_budget: float, GiB.
+        strategy: `tf.distribute.Strategy` to whose replicas batches are dealt
+            out; None for all GPUs of this machine, or else its CPU. For a TPU,
+            the models must have been made in its scope.
 
     Returns:
         A `FeatureSimilarity`.
@@ -138,7 +148,9 @@ def feature_similarity(
         method, compute = "exact", _exact_hsic
     else:
         method, compute = "minibatch", _minibatch_hsic
-    hsic, num_examples = compute(extractors, batches, kernel, bandwidth)
+    hsic, num_examples = compute(
+        extractors, batches, kernel, bandwidth, strategy or default_strategy()
+    )
     return FeatureSimilarity(modules, _normalized(hsic), method, num_examples)
 
 
@@ -193,6 +205,7 @@ def similarity(
         kernel,
         bandwidth,
         memory_budget,
+        subjects.strategy,
     )
     rows = {s.name: [] for s in subjects}
     names = list(rows)
@@ -315,16 +328,17 @@ def _inner_product(a, b):
     return np.einsum("ij,ij->i", a.array, other).sum(dtype=np.float64)
 
 
-def _exact_hsic(extractors, batches, kernel, bandwidth):
+def _exact_hsic(extractors, batches, kernel, bandwidth, strategy):
     """Returns HSIC float64 [R, R] and the number of examples."""
     to_kernel = _linear_kernel
     if kernel == "rbf":
         to_kernel = functools.partial(_rbf_kernel, bandwidth=bandwidth)
-    functions = [e.compile(tf.identity) for e in extractors]
-    features = []
-    for images in tqdm(batches, "features", unit="batch", leave=None):
-        rows = [f for function in functions for f in function(images)]
-        features.append([np.asarray(f, np.float32) for f in rows])
+    functions = [e.lister(tf.identity) for e in extractors]
+    batches = tqdm(batches, "features", unit="batch", leave=None)
+    features = [
+        [np.asarray(f, np.float32) for f in row]
+        for row in on_replicas(strategy, functions, batches)
+    ]
     features = list(map(list, zip(*features, strict=True)))
     kernels = []
     while features:
@@ -337,19 +351,19 @@ def _exact_hsic(extractors, batches, kernel, bandwidth):
 # "U-centred" kernel matrices (Szekely and Rizzo 2014) over n (n - 3).
 
 
-def _minibatch_hsic(extractors, batches, kernel, bandwidth):
+def _minibatch_hsic(extractors, batches, kernel, bandwidth, strategy):
     """Returns the mean HSIC_1 float64 [R, R] and the number of examples."""
 
     def u_centred_kernel(x):
         return _u_centred(_batch_kernel(x, kernel, bandwidth))
 
-    functions = [e.compile(u_centred_kernel) for e in extractors]
+    functions = [e.lister(u_centred_kernel) for e in extractors]
+    batches = tqdm(batches, "features", unit="batch", leave=None)
+    batches = (images for images in batches if len(images) >= _SMALLEST_BATCH)
     total, num_examples = 0.0, 0
-    for images in tqdm(batches, "features", unit="batch", leave=None):
-        n = len(images)
-        if n < _SMALLEST_BATCH:
-            continue
-        stack = np.array([k for f in functions for k in f(images)])
+    for kernels in on_replicas(strategy, functions, batches):
+        stack = np.array(kernels)
+        n = stack.shape[1]
         stack = stack.reshape(len(stack), -1)
         total = total + n * (stack @ stack.T) / (n * (n - 3))
         num_examples += n
@@ -386,6 +400,8 @@ def _batch_kernel(x, kernel, bandwidth):
 
 def _u_centred(gram):
     n = tf.cast(tf.shape(gram)[0], gram.dtype)
+    # Not a constant: graphs multiply by a constant's reciprocal, which rounds.
+    n = tf.compat.v1.placeholder_with_default(n, [])
     gram = tf.linalg.set_diag(gram, tf.zeros_like(gram[0]))
     rows = tf.reduce_sum(gram, axis=0) / (n - 2)
     total = tf.reduce_sum(gram) / ((n - 1) * (n - 2))
@@ -403,15 +419,13 @@ class _Extractor:
 
     def __init__(self, chain, image):
         self._chain = chain
-        # One trace, for batches of any size.
-        self._images = tf.TensorSpec([None, *image.shape], image.dtype)
         # The number of features of each module.
         shape, self.widths = (1, *image.shape), []
         for module in chain:
             shape = module.model.compute_output_shape(shape)
             self.widths.append(math.prod(shape))
 
-    def compile(self, function):
+    def lister(self, function):
         """Returns a function of images that lists function(features [n, p])."""
 
         def outputs(images):
@@ -421,7 +435,7 @@ class _Extractor:
                 found.append(function(tf.reshape(x, [-1, width])))
             return found
 
-        return tf.function(outputs, [self._images]).get_concrete_function()
+        return outputs
 
 
 def _most_examples(batches):

@@ -8,10 +8,11 @@ import os
 
 import gin
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
 
 from keras_transfer.analysis.loss_surface import dataset_surface
+from keras_transfer.analysis.spread import on_replicas
+from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
 
@@ -131,6 +132,11 @@ class Subjects:
             yield f"{first.kind}/{second.kind}", first, second
 
     @functools.cached_property
+    def strategy(self):
+        """The `tf.distribute.Strategy` that the models are loaded under."""
+        return default_strategy()
+
+    @functools.cached_property
     def dataset(self):
         """The `data.Dataset` of `data_from`."""
         return self._data_run.load_data()
@@ -158,7 +164,8 @@ class Subjects:
         )
         key = (subject.run.path, epoch)
         if key not in self._models:
-            self._models[key] = subject.run.load_model(epoch)
+            with self.strategy.scope():
+                self._models[key] = subject.run.load_model(epoch)
         return self._models[key]
 
     def logits(self, subject, split="test"):
@@ -224,6 +231,7 @@ class Subjects:
                 [self.weights(subject) for subject in models],
                 self.dataset,
                 split,
+                strategy=self.strategy,
             )
         return self._surfaces[split]
 
@@ -244,22 +252,27 @@ class Subjects:
                     "or bind Subjects.data_from to a run on its dataset."
                 )
         number = len(self.split(split))
-        steps = -(-number // _BATCH_SIZE)
-        # Equal batches, so that next to nothing is padded.
-        batches = self.dataset.eval_batches(
-            split, batch_size=-(-number // steps)
+        replicas = self.strategy.num_replicas_in_sync
+        steps = -(-number // (_BATCH_SIZE * replicas)) * replicas
+        # Equal batches, so that next to nothing is padded and no replica idle.
+        batches = tqdm(
+            self.dataset.eval_batches(split, batch_size=-(-number // steps)),
+            f"logits of {split}",
+            unit="batch",
+            leave=None,
         )
         predict = [
-            tf.function(functools.partial(self.model(s), training=False))
-            for s in subjects
+            functools.partial(self.model(s), training=False) for s in subjects
         ]
-        found = [[] for _ in subjects]
-        for images, _, _ in tqdm(
-            batches, f"logits of {split}", unit="batch", leave=None
-        ):
-            for function, parts in zip(predict, found, strict=True):
-                parts.append(np.asarray(function(images), np.float32))
-        return [np.concatenate(parts)[:number] for parts in found]
+        found = [
+            [np.asarray(logits, np.float32) for logits in row]
+            for row in on_replicas(
+                self.strategy, predict, (images for images, _, _ in batches)
+            )
+        ]
+        return [
+            np.concatenate(parts)[:number] for parts in zip(*found, strict=True)
+        ]
 
     def weights(self, subject, epoch=None):
         """Returns a subject's weights as `keras.Model.get_weights` lists them.

@@ -21,18 +21,16 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from keras_transfer import declared, objectives
+from keras_transfer.analysis import spread
 from keras_transfer.analysis.loss_surface import (
     dataset_examples,
     weighted_sums,
 )
 from keras_transfer.analysis.results import Results
-from keras_transfer.analysis.spread import (
-    SpreadBatches,
-    gather,
-    has_other_workers,
-)
+from keras_transfer.analysis.spread import SpreadBatches
 from keras_transfer.analysis.weight_space import FlatModule, check_weights
-from keras_transfer.devices import Pace, has_accelerator
+from keras_transfer.devices import Pace
+from keras_transfer.devices import jit_compile as jit_argument
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
 from keras_transfer.models import group, module_chain
@@ -197,14 +195,12 @@ class Suffixes:
         self._strategy = strategy or default_strategy()
         self.chain = module_chain(model)
         self._modules = [FlatModule(model, m.variables) for m in self.chain]
-        if jit_compile is None:
-            jit_compile = has_accelerator()
         # A function for each module, and not for each suffix, keeps tracing
         # and compiling linear in depth.
         self._call_module = [
             tf.function(
                 functools.partial(self._call, m),
-                jit_compile=jit_compile or None,
+                jit_compile=jit_argument(jit_compile),
             )
             for m in range(len(self.chain))
         ]
@@ -328,7 +324,7 @@ class Suffixes:
         while any(map(len, todo.values())):
             size = _LEAST_PER_PASS
             # Workers must agree, which their clocks do not.
-            if self._seconds_per_round and not has_other_workers(
+            if self._seconds_per_round and not spread.has_other_workers(
                 self._strategy
             ):
                 fitting = _SECONDS_PER_PASS / self._seconds_per_round
@@ -357,13 +353,14 @@ class Suffixes:
         found = {part: _Found(self._means) for part in points}
         last = max(part.start for part in points)
         targets = []
-        for chunk in self._batches:
-            local = self._strategy.experimental_local_results(chunk[-1])[0]
-            for j in range(len(local)):
+        for count, chunk in self._batches:
+            for j in range(count):
                 x, *rest = self._batch(tf.constant(j), *chunk)
-                real = gather(self._strategy, rest[1], 0) > 0
+                real = spread.gather(self._strategy, rest[1], 0) > 0
                 if self._whole is not None:
-                    targets.append(gather(self._strategy, rest[0], 0)[real])
+                    targets.append(
+                        spread.gather(self._strategy, rest[0], 0)[real]
+                    )
                 for m in range(last + 1):
                     for part in points:
                         if part.start == m:
@@ -404,10 +401,10 @@ class Suffixes:
                 *(tf.constant(array[piece]) for array in points),
                 *batch,
             )
-            piece_sums = gather(self._strategy, piece_sums, 0)
+            piece_sums = spread.gather(self._strategy, piece_sums, 0)
             sums.append(piece_sums.sum(axis=0, dtype=np.float64))
             if self._whole is not None:
-                outputs.append(gather(self._strategy, piece_outputs, 1))
+                outputs.append(spread.gather(self._strategy, piece_outputs, 1))
         if self._whole is None:
             return np.concatenate(sums), None
         return np.concatenate(sums), np.concatenate(outputs)
@@ -417,7 +414,9 @@ class Suffixes:
         pace = self._paces[part]
         first = 0
         while first < num_points:
-            size = 1 if has_other_workers(self._strategy) else pace.count()
+            size = (
+                1 if spread.has_other_workers(self._strategy) else pace.count()
+            )
             piece = slice(first, min(first + size, num_points))
             began = time.perf_counter()
             yield piece
@@ -425,7 +424,9 @@ class Suffixes:
             bar.update(piece.stop - first)
             first = piece.stop
 
-    # In TensorFlow: P perturbations of a part and a batch of b examples.
+    # In TensorFlow: P perturbations of a part and a batch of b examples. P and
+    # the number of vectors are known only when it runs, so what depends on them
+    # is outside of what replicas run; that sees static shapes.
 
     def _batch(self, j, *chunk):
         """Returns batch j of a chunk, on each replica its own."""
@@ -450,15 +451,8 @@ class Suffixes:
         return self._advances[m]
 
     def _compiled_measure(self, part, batch):
-        """Returns a function that does `_measure_on_replica` everywhere."""
+        """Returns a function that does `_measure` for a part."""
         if part not in self._measures:
-
-            def measure(*arguments):
-                return self._strategy.run(
-                    functools.partial(self._measure_on_replica, part),
-                    args=arguments,
-                )
-
             own = self._modules[part.start : part.stop]
             signature = [
                 [tf.TensorSpec([None, m.size]) for m in own],
@@ -470,14 +464,12 @@ class Suffixes:
                 *map(tf.type_spec_from_value, batch),
             ]
             self._measures[part] = tf.function(
-                measure, signature
+                functools.partial(self._measure, part), signature
             ).get_concrete_function()
         return self._measures[part]
 
-    def _measure_on_replica(
-        self, part, flats, after, k, f, sigma, seeds, x, targets, weights
-    ):
-        """Returns sums [1, P, 1 + Q] and outputs [P, b, C], float32.
+    def _measure(self, part, flats, after, k, f, sigma, seeds, *batch):
+        """Measures one batch at some perturbations.
 
         Args:
             part: the `range`.
@@ -487,17 +479,24 @@ class Suffixes:
             f: likewise.
             sigma: likewise.
             seeds: likewise.
-            x: what enters the part.
-            targets: of the batch.
-            weights: of the batch's examples.
+            *batch: what enters the part, targets and weights.
+
+        Returns:
+            Of each of this worker's replicas, sums [1, P, 1 + Q] and outputs
+            [P, b, C] (an empty list if nobody wants them), float32.
         """
         num_points = tf.shape(seeds)[0]
-        sums = tf.TensorArray(tf.float32, num_points)
-        outputs = tf.TensorArray(tf.float32, num_points)
+        sums = spread.arrays(self._strategy, num_points)
+        outputs = spread.arrays(self._strategy, num_points)
         own = self._modules[part.start : part.stop]
         # Kept from one perturbation to the next, as they seldom change.
         noise, drawn = [tf.zeros([m.size]) for m in own], seeds[0] - 1
         noiseless = [_between(flat, k[0], f[0]) for flat in flats]
+        # Copied to the devices once, not for each perturbation.
+        after = self._strategy.run(
+            lambda tensors: tf.nest.map_structure(tf.identity, tensors),
+            args=(after,),
+        )
         for p in tf.range(num_points):
             if sigma[p] > 0 and seeds[p] != drawn:
                 noise = [self._modules[m].noise(seeds[p], m) for m in part]
@@ -505,21 +504,32 @@ class Suffixes:
             last = tf.maximum(p - 1, 0)
             if k[p] != k[last] or f[p] != f[last]:
                 noiseless = [_between(flat, k[p], f[p]) for flat in flats]
-            y = x
-            for i, m in enumerate(part):
-                flat = noiseless[i] + sigma[p] * noise[i]
-                y = self._call_module[m](own[i].split(flat), y)
-            for i, m in enumerate(range(part.stop, len(self.chain))):
-                y = self._call_module[m](after[i], y)
-            y = tf.cast(y, tf.float32)
-            sums = sums.write(
-                p, weighted_sums(self._means, targets, y, weights)
+            perturbed = [
+                noiseless[i] + sigma[p] * noise[i] for i in range(len(own))
+            ]
+            row, output = self._strategy.run(
+                functools.partial(self._measure_on_replica, part),
+                args=(perturbed, after, *batch),
             )
+            sums = spread.write(self._strategy, sums, p, row)
             if self._whole is not None:
-                outputs = outputs.write(p, y)
+                outputs = spread.write(self._strategy, outputs, p, output)
+        sums = [array.stack()[None] for array in sums]
         if self._whole is None:
-            return sums.stack()[None], tf.zeros([])
-        return sums.stack()[None], outputs.stack()
+            return sums, []
+        return sums, [array.stack() for array in outputs]
+
+    def _measure_on_replica(self, part, flats, after, x, targets, weights):
+        """Returns sums [1 + Q] and outputs [b, C], float32."""
+        y = x
+        for flat, m in zip(flats, part, strict=True):
+            y = self._call_module[m](self._modules[m].split(flat), y)
+        for tensors, m in zip(
+            after, range(part.stop, len(self.chain)), strict=True
+        ):
+            y = self._call_module[m](tensors, y)
+        y = tf.cast(y, tf.float32)
+        return weighted_sums(self._means, targets, y, weights), y
 
     def _call(self, m, weights, x):
         """Returns what leaves module m, if such are its weights."""
@@ -608,7 +618,11 @@ def subject_suffixes(subjects, split, with_auc=True):
             "some in Subjects.runs."
         )
     return dataset_suffixes(
-        subjects.model(models[0]), subjects.dataset, split, with_auc=with_auc
+        subjects.model(models[0]),
+        subjects.dataset,
+        split,
+        with_auc=with_auc,
+        strategy=subjects.strategy,
     )
 
 

@@ -215,7 +215,7 @@ class WeightSpace:
         Returns:
             list of tensors, in the order of `model.weights`.
         """
-        values = dict(self._fixed)
+        values = {i: tf.constant(array) for i, array in self._fixed.items()}
         for m, module in enumerate(self._modules):
             # Products, not a matrix product: these are exact where coefficients
             # are 0 and 1, whatever precision a device gives to the latter.

@@ -109,7 +109,7 @@ def train(
             strategy,
             dataset.info.multi_label,
             batch_size,
-            has_accelerator() if jit_compile is None else jit_compile,
+            jit_compile,
             (lambda part: dataset.finish(part, augmentation))
             if in_step
             else None,

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_transfer import objectives
 from keras_transfer.devices import Pace
+from keras_transfer.devices import jit_compile as jit_argument
 from keras_transfer.errors import UserError
 from keras_transfer.training import optimizers
 
@@ -22,7 +23,8 @@ class Trainer:
         strategy: the `tf.distribute.Strategy`.
         multi_label: bool, which loss and metric (see `objectives`).
         batch_size: int, examples in a step over all replicas.
-        jit_compile: bool, whether XLA compiles the forward and backward pass.
+        jit_compile: bool or None, whether XLA compiles the forward and backward
+            pass; see `devices.jit_compile`.
         finish: function, run inside the step, from an element of the training
             pipeline to (images, targets); None if elements are that already.
     """
@@ -34,7 +36,7 @@ class Trainer:
         strategy,
         multi_label,
         batch_size,
-        jit_compile=False,
+        jit_compile=None,
         finish=None,
     ):
         if model.dtype_policy.compute_dtype == "float16":
@@ -48,7 +50,7 @@ class Trainer:
         self._finish = finish or (lambda batch: batch)
         self.checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
         self._gradients = tf.function(
-            self._gradients, jit_compile=jit_compile or None
+            self._gradients, jit_compile=jit_argument(jit_compile)
         )
         self._pace = Pace()
 
