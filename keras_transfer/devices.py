@@ -40,7 +40,7 @@ def strategy(
     """
     if name == "multi_worker":
         # Before anything else touches TensorFlow's runtime, as it demands.
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _multi_worker_strategy()
     _check_devices(devices)
     gpus = [
         f"GPU:{i}" for i in range(len(tf.config.list_logical_devices("GPU")))
@@ -52,7 +52,7 @@ def strategy(
             (devices or gpus or ["CPU:0"])[0]
         )
     if name == "mirrored":
-        return tf.distribute.MirroredStrategy(devices or gpus or ["CPU:0"])
+        return _mirrored_strategy(tuple(devices or gpus or ["CPU:0"]))
     if name == "tpu":
         return _tpu_strategy(tpu)
     raise UserError(
@@ -73,9 +73,23 @@ def _check_devices(devices):
         )
 
 
+# One of a kind in a process: two strategies over the same devices would number
+# their collective operations alike, and one be taken for another; and to set a
+# TPU up again would clear its memory.
+
+
+@functools.cache
+def _multi_worker_strategy():
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+@functools.cache
+def _mirrored_strategy(devices):
+    return tf.distribute.MirroredStrategy(devices)
+
+
 @functools.cache
 def _tpu_strategy(tpu):
-    # Once a process: setting the TPU up again would clear its memory.
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
         tf.config.experimental_connect_to_cluster(resolver)

@@ -8,11 +8,16 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def start(command, *flags, output=subprocess.PIPE, **options):
+def start(command, *flags, **options):
     """Starts bin/<command> and returns the `subprocess.Popen`."""
+    return start_script(ROOT / "bin" / command, *flags, **options)
+
+
+def start_script(path, *arguments, output=subprocess.PIPE, **options):
+    """Starts a Python script and returns the `subprocess.Popen`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "bin" / command), *map(str, flags)],
+        [sys.executable, str(path), *map(str, arguments)],
         stdout=output,
         stderr=output,
         text=True,

@@ -123,11 +123,12 @@ class Seen:
         name = getattr(inner, "__qualname__", type(inner).__name__)
 
         def observed(*args):
-            context = tf.distribute.get_replica_context()
+            replica = tf.distribute.get_replica_context()
+            number = tf.get_static_value(replica.replica_id_in_sync_group)
             result = fn(*args)
             tensors = filter(tf.is_tensor, tf.nest.flatten((args, result)))
             self.shapes[name] += [tensor.shape for tensor in tensors]
-            self.replicas[name].add(context.replica_id_in_sync_group)
+            self.replicas[name].add(int(number))
             return result
 
         return observed
@@ -200,13 +201,13 @@ SPREAD = {
 
 def test_both_devices_share_the_work(analyzed):
     found = analyzed["two"].replicas
-    assert SPREAD <= found.keys()
+    assert found.keys() >= SPREAD
     assert all(found[name] == {0, 1} for name in SPREAD)
 
 
 def test_analyses_see_static_shapes(analyzed):
     for strategy in STRATEGIES:
-        assert SPREAD <= analyzed[strategy].shapes.keys()
+        assert analyzed[strategy].shapes.keys() >= SPREAD
         assert_static(analyzed[strategy].shapes)
 
 
@@ -257,7 +258,7 @@ def test_training_and_evaluation_see_static_shapes(
         monkeypatch.setattr(loop, "has_accelerator", lambda: True)
     with recording() as seen:
         train_small(tmp_path / "run", dataset)
-    steps = {"Trainer._train_step", "Trainer._predict_step.<locals>.<lambda>"}
+    steps = {"Trainer._train_step", "Trainer._logits"}
     assert seen.shapes.keys() == steps
     assert all(seen.replicas[step] == {0, 1} for step in steps)
     assert_static(seen.shapes)
@@ -288,6 +289,14 @@ def test_statistics_of_batches_see_static_shapes():
     assert_static(seen.shapes)
 
 
+def test_trainings_in_one_process_do_not_mix_up_their_collectives(
+    tmp_path, encoded
+):
+    for name, dataset in (("a", written_runs.digits()), ("b", encoded)):
+        run = train_small(tmp_path / name, dataset, epochs=1)
+        assert np.isfinite(run.metrics().loss).all()
+
+
 def compiled(fn):
     """Demands of XLA that it compiles the whole of what a replica does."""
     return tf.function(fn, jit_compile=True)
@@ -306,7 +315,8 @@ def test_xla_compiles_all_that_replicas_do_in_training(tmp_path, monkeypatch):
     )
 
 
-def test_xla_compiles_all_that_replicas_do_in_evaluation():
+@pytest.mark.long
+def test_xla_compiles_all_that_replicas_do_in_analyses():
     dataset = written_runs.digits()
     model = written_runs.build(10, dataset.info.image_shape, widths=(4,))
     rng = np.random.default_rng(0)
@@ -321,7 +331,8 @@ def test_xla_compiles_all_that_replicas_do_in_evaluation():
         part = range(1, 2)
         moved = analysis.Perturbations(np.array([0.5]), np.array([0.1]))
         with recording(wrap):
-            points = analysis.Points([[0.5, 0.5]], [0.1])
+            # XLA makes other normal noise of the same random bits.
+            points = analysis.Points([[0.5, 0.5]])
             found.append(
                 [
                     surface.evaluate(points)["loss"],

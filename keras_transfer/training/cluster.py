@@ -11,6 +11,7 @@ import threading
 import gin
 import tensorflow as tf
 
+from keras_transfer.config import without_calls
 from keras_transfer.errors import UserError
 
 
@@ -42,8 +43,9 @@ def joining():
     except UserError:
         raise
     except (ValueError, KeyError, RuntimeError, tf.errors.OpError) as error:
+        said = without_calls(error)
         raise UserError(
-            f"The cluster cannot be used: {error} {received}"
+            f"The cluster cannot be used: {said} {received}"
         ) from error
 
 

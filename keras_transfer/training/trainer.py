@@ -173,11 +173,11 @@ class Trainer:
     @tf.function
     def _predict_step(self, batch):
         images, _, _ = batch
-        logits = self.strategy.run(
-            lambda x: tf.cast(self.model(x, training=False), tf.float32),
-            args=(images,),
-        )
+        logits = self.strategy.run(self._logits, args=(images,))
         return self.strategy.gather(logits, axis=0)
+
+    def _logits(self, images):
+        return tf.cast(self.model(images, training=False), tf.float32)
 
 
 def _raise_not_finite(step):
