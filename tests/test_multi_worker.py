@@ -44,7 +44,7 @@ def start_worker(config, *flags, monkeypatch, report=None):
         patch.setenv("TF_CONFIG", config)
         if report is None:
             return commands.start("train", *flags)
-        return commands.start_script(WORKER, report, *flags)
+        return commands.start_script(WORKER, f"--report={report}", *flags)
 
 
 def start_two(work_dir, monkeypatch, *flags):
@@ -92,7 +92,10 @@ def three(tmp_path_factory):
         for status, _, errors in end(processes):
             assert status == 0, errors
     alone = commands.start_script(
-        WORKER, root / "one.npz", *QUICK, f"--work_dir={root / 'one'}"
+        WORKER,
+        *QUICK,
+        f"--work_dir={root / 'one'}",
+        f"--report={root / 'one.npz'}",
     )
     ((status, _, errors),) = end([alone])
     assert status == 0, errors

@@ -1,23 +1,25 @@
-"""`bin/train` as one worker of a cluster, which tells what it ended with.
+"""Trains as one worker of a cluster and tells what it ended with.
 
-Arguments: the file to write and the flags of `bin/train`. The file holds the
-final weights, weight_<i>, and the examples that the worker's input pipeline
-gives for the first steps, [steps, examples a step].
+Flags as for `bin/train`, and --report, the file to write. It holds the final
+weights, weight_<i>, and the examples that the worker's input pipeline gives for
+the first steps, [steps, examples a step].
 """
 
-import runpy
-import sys
+from keras_transfer import app  # Before TensorFlow, as in `bin/train`.
 
-import commands
 import numpy as np
+from absl import flags
 
-from keras_transfer.data import Dataset
-from keras_transfer.training.trainer import Trainer
-
+WORK_DIR = flags.DEFINE_string("work_dir", None, "As for bin/train.")
+REPORT = flags.DEFINE_string("report", None, "The file to write.")
 STEPS = 4
 
 
-def main(report, *flags):
+def main():
+    from keras_transfer.data import Dataset
+    from keras_transfer.training import train
+    from keras_transfer.training.trainer import Trainer
+
     trainers, examples = [], []
     make_trainer, make_parts = Trainer.__init__, Dataset.train_parts
 
@@ -33,17 +35,13 @@ def main(report, *flags):
         return parts
 
     Trainer.__init__, Dataset.train_parts = noted_trainer, noted_parts
-    sys.argv = ["train", *flags]
-    try:
-        runpy.run_path(str(commands.ROOT / "bin" / "train"), {}, "__main__")
-    except SystemExit as end:
-        if end.code:
-            raise
+    app.parse_gin()
+    train(WORK_DIR.value)
     (trainer,) = trainers
     weights = trainer.model.get_weights()
     weights = {f"weight_{i}": weight for i, weight in enumerate(weights)}
-    np.savez(report, examples=np.array(examples), **weights)
+    np.savez(REPORT.value, examples=np.array(examples), **weights)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    app.run(main)
