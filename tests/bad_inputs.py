@@ -1123,7 +1123,14 @@ def _analysis_case(parameter, value):
 
 _STUDIES = {
     "title": ("3", "None"),
-    "pretrain": ("3", "''", "'nowhere.gin'", "'{target}.gin'", "'../gin'"),
+    "pretrain": (
+        "3",
+        "''",
+        "'nowhere.gin'",
+        "'{target}.gin'",
+        "'../gin'",
+        "'mistakes.gin'",
+    ),
     "scratch": (
         "3",
         "'nowhere.gin'",
@@ -1164,6 +1171,7 @@ _STUDIES = {
         "['mistakes']",
         "['']",
         "[@train]",
+        "['pt_digits.gin']",
         "['mistakes.gin', 'mistakes.gin']",
     ),
     "bindings": (

@@ -142,6 +142,7 @@ def test_studies_that_cannot_be(changes, message):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_planned(name, tmp_path):
+    gin.add_config_file_search_path(str(GIN))
     gin.parse_config_file(str(GIN / name))
     if name == "study_folder.gin":
         gin.bind_parameter("Study.targets", {"photo": {"load.data_dir": "D"}})
@@ -157,6 +158,18 @@ def test_a_missing_file_is_named_before_anything_is_trained(tmp_path):
         Runner(tmp_path, tasks)
     with pytest.raises(UserError, match="no_such_parameter"):
         Runner(tmp_path, tiny(bindings={"train.no_such_parameter": 1}).tasks())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_command_is_named_before_anything_is_trained(
+    tmp_path,
+):
+    for changes, missing in (
+        ({"analyses": ("pt_digits.gin",)}, "bind analyze.analyses"),
+        ({"pretrain": "mistakes.gin"}, "bind train.model"),
+    ):
+        with pytest.raises(UserError, match=missing):
+            Runner(tmp_path, tiny(bindings={}, source={}, **changes).tasks())
     assert not list(tmp_path.iterdir())
 
 

@@ -8,8 +8,12 @@ import gin
 from tqdm import tqdm
 
 from keras_transfer import config
+from keras_transfer.errors import UserError
 from keras_transfer.study import jobs
 from keras_transfer.study.plan import Place
+
+# What the configuration of a command binds, by which it is told from others.
+_NEEDED = {"train": "model", "analyze": "analyses"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +53,7 @@ class Runner:
         self.path = pathlib.Path(work_dir).absolute()
         self.tasks = tasks
         # Where the study lies is no part of what it is.
-        self._configs = {
-            task.name: configure(task, lambda place: place.name)
-            for task in tasks
-        }
+        self._configs = {task.name: _checked(task) for task in tasks}
 
     def run(self, executor=None):
         """Has carried out what is not finished.
@@ -152,6 +153,22 @@ def _abridged(names):
     """Returns the first of many names, and how many more there are."""
     first, *others = names
     return f"{first} and {len(others)} more" if others else first
+
+
+def _checked(task):
+    """Returns a task's configuration without the places of others.
+
+    Raises:
+        UserError: if it cannot be used, or is not one of the task's command.
+    """
+    text = configure(task, lambda place: place.name)
+    name = _NEEDED[task.command]
+    if name not in gin.get_bindings(task.command, resolve_references=False):
+        raise UserError(
+            f"{task.name} cannot be carried out: its configuration does not "
+            f"bind {task.command}.{name}. Received: {', '.join(task.files)}"
+        )
+    return text
 
 
 def configure(task, resolve):
