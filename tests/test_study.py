@@ -287,6 +287,17 @@ def test_reproduce_leaves_claims_and_report(copied, capsys):
     assert "C5" in capsys.readouterr().out
 
 
+def test_the_plan_counts_the_images_that_are_drawn(tmp_path):
+    costs = []
+    for drawn in ({}, {"dataset_suffixes.num_examples": 20}):
+        study = tiny(analyses=("criticality.gin",), analysis_bindings=drawn)
+        text = plan_text(study, tmp_path)
+        (row,) = [r for r in text.splitlines() if "/criticality " in r]
+        costs.append(float(row.split()[1]))
+    # Of 200 training images; both are shown with two digits.
+    assert costs[0] / costs[1] == pytest.approx(10, rel=0.05)
+
+
 def test_the_command_prints_the_plan(tmp_path):
     status, output, errors = commands.run(
         "reproduce",

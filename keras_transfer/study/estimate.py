@@ -98,6 +98,8 @@ def _cost(task, study):
         epochs = gin.query_parameter("train.epochs")
         return epochs * forward * (_PASSES_PER_STEP * train + test)
     models = sum(map(len, task.bindings["Subjects.runs"].values()))
+    configure(task, lambda place: place.name)
+    drawn = gin.get_bindings("dataset_suffixes").get("num_examples")
     run = next(t for t in study.tasks() if t.name == task.needs[-1])
     configure(run, lambda place: place.name)
     sizes = _sizes(task.target, study)
@@ -107,7 +109,9 @@ def _cost(task, study):
     forward, modules = _network(classes)
     name = task.name.rsplit("/", 1)[1]
     passes = _PASSES.get(name, lambda m, k: m)(models, modules)
-    images = train if name == "criticality" else (train + test) / 2
+    images = (train + test) / 2
+    if name == "criticality":
+        images = min(train, drawn or train)
     return passes * images * forward
 
 
