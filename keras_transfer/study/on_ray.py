@@ -1,6 +1,8 @@
 """The jobs of a study as tasks of a Ray cluster."""
 
 import os
+import signal
+import threading
 
 import gin
 
@@ -140,6 +142,7 @@ def _connected(address):
     # Libraries shall use as many threads as without Ray: it decides their sums.
     threads = os.environ.get("OMP_NUM_THREADS", "")
     arguments = {} if address else {"include_dashboard": False}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address or "local",
@@ -154,6 +157,9 @@ def _connected(address):
             "`ray start --head` and give its address, or leave --ray_address "
             f"out to start one on this machine. Ray said: {error}"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray has put one of its own in its place, which just ends the process.
+        signal.signal(signal.SIGTERM, handler)
     return ray
 
 
