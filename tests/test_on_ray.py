@@ -16,8 +16,8 @@ from keras_transfer.study import OnRay, Runner, reproduce
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
-# Long enough to be met at work: a second or so an epoch.
-SLOW = TINY | {"train.epochs": 6, "load.num_train": 1000, "train.batch_size": 2}
+# Long enough to be met at work: half a second or so an epoch.
+SLOW = TINY | {"train.epochs": 4, "load.num_train": 500, "train.batch_size": 2}
 
 
 @pytest.fixture(scope="module")
