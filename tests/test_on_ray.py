@@ -181,6 +181,7 @@ def test_impossible_demands_are_sentences(cluster, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_the_command_says_that_no_cluster_is_there(tmp_path):
     status, _, errors = commands.run(
         "reproduce",
