@@ -17,6 +17,7 @@ and renamed.
 import contextlib
 import csv
 import dataclasses
+import functools
 import inspect
 import io
 import json
@@ -89,6 +90,35 @@ def write_text(path, text):
         except OSError:
             aside.unlink(missing_ok=True)
             raise
+
+
+class Summaries:
+    """TensorBoard's event files, made when something is first written.
+
+    Args:
+        path: their directory.
+    """
+
+    def __init__(self, path):
+        self._path = path
+
+    @contextlib.contextmanager
+    def at(self, step):
+        """Has the `tf.summary` calls of the block written, to their end.
+
+        Args:
+            step: int, for all of them.
+
+        Raises:
+            UserError: if they cannot be written.
+        """
+        with writing(self._path), self._writer.as_default(step=step):
+            yield
+            self._writer.flush()
+
+    @functools.cached_property
+    def _writer(self):
+        return tf.summary.create_file_writer(str(self._path))
 
 
 class Run:

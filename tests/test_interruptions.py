@@ -12,7 +12,7 @@ import commands
 import numpy as np
 import pytest
 import tensorflow as tf
-from written_runs import build, digits
+from written_runs import build, digits, named, write_subjects
 
 from keras_transfer import locking, runs
 from keras_transfer.errors import UserError
@@ -174,6 +174,37 @@ def test_sigterm_saves_within_the_epoch_and_resumes(tmp_path):
     assert_same_run(parts, whole)
 
 
+@pytest.mark.long
+def test_sigterm_stops_an_analysis_which_goes_on(tmp_path):
+    write_subjects(tmp_path)
+    runs_of = named(tmp_path)
+    results = {}
+    for name in ("whole", "parts"):
+        directory = tmp_path / name
+        flags = [
+            f"--gin_file={commands.ROOT}/gin/interpolation.gin",
+            f"--gin_bindings=Subjects.runs = {runs_of}",
+            "--gin_bindings=analyze.analyses = [@interpolation]",
+            "--gin_bindings=interpolation.num_points = 200",
+            f"--work_dir={directory}",
+        ]
+        if name == "parts":
+            process = commands.start("analyze", *flags)
+            done = directory / "evaluated.jsonl"
+            wait_for(lambda: done.exists() and done.read_text(), process)  # noqa: B023
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            _, errors = process.communicate()
+            assert time.monotonic() - began < 15
+            assert process.returncode == 143, errors
+            assert "the same command resumes" in errors
+            assert not list(directory.glob("*.csv"))
+        status, _, errors = commands.run("analyze", *flags)
+        assert status == 0, errors
+        results[name] = {p.name: p.read_bytes() for p in directory.glob("*.csv")}
+    assert results["whole"] and results["parts"] == results["whole"]
+
+
 def stop_after(call):
     """Makes `DeferredSignals.check` see SIGTERM at its n-th call."""
     calls = iter(range(1, 10**6))
@@ -281,6 +312,51 @@ def test_full_disk_is_a_sentence_and_the_run_goes_on(
         "epoch-0001",
     ]
     assert_same_run(train_digits(path), finished)
+
+
+@pytest.fixture
+def disk(tmp_path, finished, request):
+    """A file system that has room for a part of a run."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    whole = sum(file.stat().st_size for file in finished.path.rglob("*"))
+    size = int(whole * getattr(request, "param", 1.0))
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a file system cannot be mounted here: {error}")
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def remount(path, option):
+    subprocess.run(["mount", "-o", f"remount,{option}", path], check=True)
+
+
+# Room for the configuration, for the initialization, and for an epoch or two.
+@pytest.mark.parametrize("disk", [0.1, 0.3, 0.6, 0.8], indirect=True)
+def test_a_disk_that_is_really_full(disk, finished):
+    run = Run(disk / "run")
+    with pytest.raises(UserError, match="cannot be .*: .*No space left"):
+        train_digits(run.path)
+    assert 3 not in run.epochs()
+    for epoch in run.epochs():
+        run.load_model(epoch)
+    remount(disk, "size=64m")
+    assert_same_run(train_digits(run.path), finished)
+
+
+def test_a_disk_that_is_read_only(disk):
+    remount(disk, "ro")
+    for command in ("train", "reproduce"):
+        status, _, errors = commands.run(
+            command, *LONG_EPOCHS, f"--work_dir={disk}/run"
+        )
+        assert status == 1
+        assert "Error: Nothing can be written into" in errors
+        assert "Read-only file system. Give another --work_dir." in errors
+        assert "Traceback" not in errors
 
 
 def test_text_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

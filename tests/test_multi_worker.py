@@ -47,17 +47,18 @@ def start_worker(config, *flags, monkeypatch, report=None):
         return commands.start_script(WORKER, f"--report={report}", *flags)
 
 
-def start_two(work_dir, monkeypatch, *flags):
+def starter(work_dir, monkeypatch):
+    """Returns a function that starts the worker of an index."""
     addresses = free_addresses(2)
-    return [
-        start_worker(
+
+    def start(index):
+        return start_worker(
             cluster(index, addresses),
             f"--work_dir={work_dir}",
-            *flags,
             monkeypatch=monkeypatch,
         )
-        for index in range(2)
-    ]
+
+    return start
 
 
 def end(processes):
@@ -132,20 +133,25 @@ def test_each_worker_reads_its_shard(three):
 
 @pytest.mark.long
 def test_workers_resume_after_one_was_killed(tmp_path, monkeypatch):
-    processes = start_two(tmp_path / "two", monkeypatch)
-    for status, _, errors in end(processes):
+    start = starter(tmp_path / "two", monkeypatch)
+    for status, _, errors in end([start(0), start(1)]):
         assert status == 0, errors
     whole, killed = Run(tmp_path / "two"), Run(tmp_path / "killed")
-    processes = start_two(killed.path, monkeypatch)
+    start = starter(killed.path, monkeypatch)
+    chief, other = start(0), start(1)
     while 1 not in killed.epochs():
-        assert processes[1].poll() is None
+        assert other.poll() is None
         time.sleep(0.01)
-    processes[1].kill()
+    other.kill()
     began = time.monotonic()
-    end(processes)
-    # The other notices within a bounded time.
+    # Its machine starts it again at once, as a supervisor would, ...
+    other = start(1)
+    ((status, _, errors),) = end([chief])
+    # ... and the chief's does when it has noticed, within a bounded time.
     assert time.monotonic() - began < 120
-    for status, _, errors in end(start_two(killed.path, monkeypatch)):
+    assert status == 1 and "Traceback" not in errors
+    assert "Another worker of the cluster is gone" in errors
+    for status, _, errors in end([start(0), other]):
         assert status == 0, errors
     assert killed.metrics_path.read_text() == whole.metrics_path.read_text()
 
@@ -194,6 +200,7 @@ def test_cluster_that_does_not_come_together_ends_in_a_sentence(
         ('{"cluster": {"worker": ["127.0.0.1:2222"]}}', "task"),
         (cluster(0, ["127.0.0.1"]), "127.0.0.1"),
         (cluster(0, []), "worker"),
+        ("[]", "[]"),
     ],
 )
 def test_malformed_cluster_ends_in_a_sentence(

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.analysis.results import Results
-from keras_transfer.runs import write_text
+from keras_transfer.runs import Summaries, write_text, writing
 
 # Okabe and Ito's palette, safe for colour-blind readers; the same colour for
 # the same model, or pair of models, everywhere.
@@ -89,11 +89,17 @@ class Output:
 
     Args:
         work_dir: the directory, made if need be.
+
+    Raises:
+        UserError: here and from the methods that write, if that is impossible,
+            as on a full disk.
     """
 
     def __init__(self, work_dir):
         self.path = pathlib.Path(work_dir)
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._summaries = Summaries(self.path / "tensorboard")
 
     @functools.cached_property
     def results(self):
@@ -109,7 +115,7 @@ class Output:
         """
         text = table.to_csv(index=False, lineterminator="\n")
         write_text(self.path / f"{name}.csv", text)
-        with self._writer().as_default(step=0):
+        with self._summaries.at(step=0):
             tf.summary.text(name, _preformatted(table.head(200).to_string()))
 
     def figure(self, name, figure):
@@ -122,22 +128,20 @@ class Output:
         for suffix in ("png", "svg"):
             final = self.path / f"{name}.{suffix}"
             aside = self.path / f".{name}.{os.getpid()}.{suffix}"
-            figure.savefig(aside)
-            os.replace(aside, final)
-        with self._writer().as_default(step=0):
+            with writing(final):
+                try:
+                    figure.savefig(aside)
+                    os.replace(aside, final)
+                except OSError:
+                    aside.unlink(missing_ok=True)
+                    raise
+        with self._summaries.at(step=0):
             tf.summary.image(name, _pixels(figure)[None])
 
     def scalar(self, name, value):
         """Writes one number into TensorBoard."""
-        with self._writer().as_default(step=0):
+        with self._summaries.at(step=0):
             tf.summary.scalar(name, value)
-
-    def _writer(self):
-        if not hasattr(self, "_summary_writer"):
-            self._summary_writer = tf.summary.create_file_writer(
-                str(self.path / "tensorboard")
-            )
-        return self._summary_writer
 
 
 def _pixels(figure):

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 
+from keras_transfer.runs import writing
+
 
 class Results:
     """Named numbers by identifier, kept in a file that grows line by line.
@@ -37,6 +39,9 @@ class Results:
 
         Args:
             numbers: {identifier: {name: float}}, identifiers and names str.
+
+        Raises:
+            UserError: if the file cannot be written.
         """
         self._known.update(numbers)
         if self.path is None:
@@ -45,7 +50,10 @@ class Results:
             json.dumps({"id": identifier} | values) + "\n"
             for identifier, values in numbers.items()
         )
-        with open(self.path, "a", encoding="utf-8") as file:
+        with (
+            writing(self.path),
+            open(self.path, "a", encoding="utf-8") as file,
+        ):
             file.write("\n" + lines if self._torn else lines)
             file.flush()
             os.fsync(file.fileno())

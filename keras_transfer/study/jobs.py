@@ -137,14 +137,19 @@ def _execute(job, loaded):
     return None
 
 
-def give_up(job, reason):
+def give_up(job, reason, seconds=0.0):
     """Records that a job cannot be carried out; it is tried again next time.
 
     Args:
         job: the `Job`.
         reason: str, a sentence.
+        seconds: float, how long to wait for another process to leave the
+            directory.
+
+    Raises:
+        UserError: if another process works in the directory.
     """
-    with locking.hold(job.path):
+    with locking.hold(job.path, seconds):
         record = read_record(job.path)
         spent = record.get("seconds", 0.0)
         _fail(job, job.identity | {"seconds": spent}, f"{reason}\n")

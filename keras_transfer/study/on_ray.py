@@ -2,7 +2,9 @@
 
 import os
 import signal
+import socket
 import threading
+import urllib.parse
 
 import gin
 
@@ -14,6 +16,8 @@ from keras_transfer.study import jobs
 _SECONDS_FOR_LOCK = 120.0
 # What a cancelled job may take to save what it has done.
 _SECONDS_TO_STOP = 30.0
+# What a cluster may take to answer; Ray itself would try for minutes.
+_SECONDS_TO_REACH = 10.0
 
 
 @gin.configurable
@@ -105,6 +109,7 @@ class OnRay:
                 "all that OnRay.max_retries allows. Most likely it has too "
                 "little memory; raise OnRay.cpus_per_job, so that fewer jobs "
                 f"share a machine. Ray said: {error}",
+                _SECONDS_FOR_LOCK,
             )
         return job.name
 
@@ -144,6 +149,8 @@ def _connected(address):
     arguments = {} if address else {"include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        if address:
+            _check_listens(address)
         ray.init(
             address or "local",
             log_to_driver=False,
@@ -151,7 +158,7 @@ def _connected(address):
             runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}},
             **arguments,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"No Ray cluster could be reached at {address!r}. Start one with "
             "`ray start --head` and give its address, or leave --ray_address "
@@ -161,6 +168,15 @@ def _connected(address):
         # Ray has put one of its own in its place, which just ends the process.
         signal.signal(signal.SIGTERM, handler)
     return ray
+
+
+def _check_listens(address):
+    """Raises an OSError or ValueError if nothing listens at "HOST:PORT"."""
+    scheme = "" if "://" in address else "//"
+    place = urllib.parse.urlsplit(f"{scheme}{address}")
+    if place.port is not None:
+        place = place.hostname, place.port
+        socket.create_connection(place, _SECONDS_TO_REACH).close()
 
 
 def _work(job):

@@ -42,7 +42,15 @@ def joining():
             yield
     except UserError:
         raise
-    except (ValueError, KeyError, RuntimeError, tf.errors.OpError) as error:
+    # What TensorFlow raises over a TF_CONFIG of another form.
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        tf.errors.OpError,
+    ) as error:
         said = without_calls(error)
         raise UserError(
             f"The cluster cannot be used: {said} {received}"

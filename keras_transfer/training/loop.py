@@ -69,7 +69,7 @@ def train(
         pretrained_epoch: which checkpoint of P: "best", "last" or int.
         seed: int; initialization, order, augmentation and mixup follow from it.
         strategy: factory of a `tf.distribute.Strategy`.
-        eval_batch_size: int, examples in an evaluation batch.
+        eval_batch_size: int, examples in an evaluation batch, at most.
         keep_epochs: "all", or the epochs whose checkpoints are kept; the
             initialization, the best and the last always are.
         dtype_policy: Keras dtype policy: "float32", "mixed_bfloat16" or
@@ -243,8 +243,13 @@ def _set_dtype_policy(name):
 def _evaluation(trainer, dataset, batch_size, after_batch):
     """Returns a function that gives loss and metrics on the test split."""
     targets = dataset.test.targets(len(dataset.info.class_names))
+    # As many batches as it takes, and no more padding than replicas need.
+    replicas = trainer.strategy.num_replicas_in_sync
+    count = -(-len(targets) // batch_size) * replicas
     batches = trainer.distribute(
-        dataset.eval_batches, split="test", batch_size=batch_size
+        dataset.eval_batches,
+        split="test",
+        batch_size=min(batch_size, -(-len(targets) // count) * replicas),
     )
     shape = len(targets), *dataset.info.image_shape
     if 4 * math.prod(shape) <= _KEPT_BYTES:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from keras_transfer.errors import UserError
-from keras_transfer.runs import writing
+from keras_transfer.runs import Summaries
 
 
 class Record:
@@ -35,6 +35,7 @@ class Record:
         self.keep_epochs = keep_epochs
         self.is_chief = is_chief
         self._rows = []
+        self._summaries = Summaries(run.tensorboard_path)
 
     def resume(self, checkpoint):
         """Restores the newest readable checkpoint.
@@ -169,13 +170,9 @@ class Record:
             for split, summary in summaries.items()
             for name, value in summary.items()
         } | scalars
-        with (
-            writing(self.run.tensorboard_path),
-            self._writer().as_default(step=epoch),
-        ):
+        with self._summaries.at(step=epoch):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
-            self._writer().flush()
 
     def show_inputs(self, images, info):
         """Puts a grid of images, as the model sees them, into TensorBoard.
@@ -185,21 +182,14 @@ class Record:
             info: the dataset's `data.Info`.
         """
         pixels = np.clip(images * np.array(info.std) + info.mean, 0.0, 1.0)
-        with self._writer().as_default(step=0):
+        with self._summaries.at(step=0):
             tf.summary.image("train_images", _grid(pixels)[None])
 
     def show_config(self, config):
         """Puts the operative configuration into TensorBoard, as text."""
         text = "\n".join("    " + line for line in config.splitlines())
-        with self._writer().as_default(step=0):
+        with self._summaries.at(step=0):
             tf.summary.text("config", text)
-
-    def _writer(self):
-        if not hasattr(self, "_summary_writer"):
-            self._summary_writer = tf.summary.create_file_writer(
-                str(self.run.tensorboard_path)
-            )
-        return self._summary_writer
 
     def _settle(self, last):
         """Records the best epoch and removes checkpoints not to be kept."""
