@@ -190,8 +190,7 @@ def test_sigterm_stops_an_analysis_which_goes_on(tmp_path):
         ]
         if name == "parts":
             process = commands.start("analyze", *flags)
-            done = directory / "evaluated.jsonl"
-            wait_for(lambda: done.exists() and done.read_text(), process)  # noqa: B023
+            wait_for((directory / "evaluated.jsonl").exists, process)
             process.send_signal(signal.SIGTERM)
             began = time.monotonic()
             _, errors = process.communicate()
@@ -201,7 +200,9 @@ def test_sigterm_stops_an_analysis_which_goes_on(tmp_path):
             assert not list(directory.glob("*.csv"))
         status, _, errors = commands.run("analyze", *flags)
         assert status == 0, errors
-        results[name] = {p.name: p.read_bytes() for p in directory.glob("*.csv")}
+        results[name] = {
+            path.name: path.read_bytes() for path in directory.glob("*.csv")
+        }
     assert results["whole"] and results["parts"] == results["whole"]
 
 

@@ -5,6 +5,7 @@ import json
 import commands
 import kill_study
 import pytest
+import tensorflow as tf
 
 FLAGS = [
     f"--gin_file={commands.ROOT}/gin/study_digits.gin",
@@ -24,9 +25,16 @@ def test_a_killed_study_ends_as_if_left_alone(tmp_path):
     assert different == []
 
 
+def write_weights(study, value):
+    path = study / "runs" / "P" / "checkpoints" / "epoch-0001"
+    path.mkdir(parents=True, exist_ok=True)
+    weights = tf.train.Checkpoint(weight=tf.Variable(value))
+    weights.write(str(path / "checkpoint"))
+
+
 @pytest.fixture
 def studies(tmp_path):
-    """Two studies of one finished task each, and no checkpoints."""
+    """Two studies of one finished task each, alike."""
     for name in ("whole", "killed"):
         task = tmp_path / name / "runs" / "P"
         task.mkdir(parents=True)
@@ -35,6 +43,7 @@ def studies(tmp_path):
         (task / "results.jsonl").write_text('{"id": 1}\n{"id": ')
         (task / "metrics.csv").write_text("epoch\n0\n")
         (tmp_path / name / "report.html").write_text("")
+        write_weights(tmp_path / name, 1.0)
     return tmp_path / "whole", tmp_path / "killed"
 
 
@@ -44,11 +53,13 @@ def test_what_is_lost_or_different_is_noticed(studies):
     completions, checkpoints, points = kill_study.kept(killed)
     assert completions == {("runs/P", "a")}
     assert points == {("runs/P/results.jsonl", '{"id": 1}')}
-    assert checkpoints == set()
+    assert checkpoints == {"runs/P/checkpoints/epoch-0001"}
     (killed / "runs/P/metrics.csv").write_text("epoch\n1\n")
     (killed / "report.html").unlink()
+    write_weights(killed, 1.0000001)
     assert kill_study.differences(whole, killed) == [
         "runs/P/metrics.csv",
+        "runs/P/checkpoints/epoch-0001",
         "report.html",
     ]
     assert kill_study.is_reporting(killed, 1)
@@ -57,5 +68,5 @@ def test_what_is_lost_or_different_is_noticed(studies):
     assert not kill_study.is_reporting(killed, 1)
     assert kill_study.working_on(killed) == "runs/P"
     assert not kill_study.is_writing(killed)
-    (killed / "runs/P/checkpoints/.epoch-0001.tmp").mkdir(parents=True)
+    (killed / "runs/P/checkpoints/.epoch-0002.tmp").mkdir()
     assert kill_study.is_writing(killed)

@@ -181,18 +181,20 @@ def test_impossible_demands_are_sentences(cluster, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.long
-def test_the_command_says_that_no_cluster_is_there(tmp_path):
-    status, _, errors = commands.run(
-        "reproduce",
-        f"--gin_file={commands.ROOT}/gin/study_digits.gin",
-        f"--work_dir={tmp_path}/study",
-        "--executor=ray",
-        "--ray_address=127.0.0.1:1",
-    )
-    assert status == 1, errors
-    assert "No Ray cluster could be reached at '127.0.0.1:1'" in errors
-    assert "Traceback" not in errors
+@pytest.mark.parametrize(
+    "address, said",
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("nowhere.invalid:6379", "not known"),
+        ("127.0.0.1:99999", "Port out of range"),
+        ("127.0.0.1:port", "could not be cast"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_a_sentence(tmp_path, address, said):
+    runner = Runner(tmp_path, tiny().tasks())
+    sentence = f"No Ray cluster could be reached at '{address}'.*{said}"
+    with pytest.raises(UserError, match=sentence):
+        runner.run(OnRay(address))
 
 
 @pytest.mark.long

@@ -15,6 +15,8 @@ from keras_transfer.errors import UserError
 # bisections of the interval that is found.
 _DOUBLINGS = 12
 _BISECTIONS = 3
+# Steps of the boundary search that are evaluated together.
+_STEPS_AHEAD = 5
 
 
 def grow(evaluate, solutions, tolerance, step=0.1, max_extension=4.0):
@@ -51,10 +53,17 @@ def grow(evaluate, solutions, tolerance, step=0.1, max_extension=4.0):
         return _not_nan(losses).reshape(extensions.shape) <= limit
 
     limit = np.max(evaluate(Points(solutions))) + tolerance
-    walk = step * np.arange(1, int(max_extension / step + 0.5) + 1)
-    inside = low(np.repeat(walk[:, None], len(solutions), axis=1))
+    counts = np.arange(1, int(max_extension / step + 0.5) + 1)
+    inside = np.ones([0, len(solutions)], bool)
+    # Not the whole way at once: most basins end long before it does.
+    cuts = range(_STEPS_AHEAD, len(counts), _STEPS_AHEAD)
+    for ahead in np.split(counts, cuts):
+        walk = np.repeat(step * ahead[:, None], len(solutions), axis=1)
+        inside = np.concatenate([inside, low(walk)])
+        ended = ~inside.all(axis=0)
+        if ended.all():
+            break
     extensions = step * np.cumprod(inside, axis=0).sum(axis=0)
-    ended = ~inside.all(axis=0)
     for refinement in range(1, 6):
         tried = extensions + step / 2**refinement
         extensions = np.where(ended & low(tried), tried, extensions)
