@@ -52,6 +52,7 @@ setup(
             "opencv-python-headless",
             "pillow",
             "pytest",
+            "pytest-xdist",
             RAY,
             "ruff",
             "scipy",
