@@ -200,7 +200,7 @@ def test_cluster_that_does_not_come_together_ends_in_a_sentence(
         ('{"cluster": {"worker": ["127.0.0.1:2222"]}}', "task"),
         (cluster(0, ["127.0.0.1"]), "127.0.0.1"),
         (cluster(0, []), "worker"),
-        ("[]", "[]"),
+        ("[]", "must be a JSON object"),
     ],
 )
 def test_malformed_cluster_ends_in_a_sentence(

@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import json
 import os
 import signal
 import subprocess
@@ -38,6 +39,8 @@ def joining():
         f"cluster_timeout.seconds. {received}"
     )
     try:
+        if not isinstance(json.loads(os.environ["TF_CONFIG"]), dict):
+            raise TypeError("it must be a JSON object.")
         with _deadline(seconds, sentence):
             yield
     except UserError:
