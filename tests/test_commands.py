@@ -32,6 +32,7 @@ def finished(tmp_path_factory):
     return Run(work_dir)
 
 
+@pytest.mark.long
 def test_killed_at_random_and_rerun_is_the_same_run(tmp_path, finished):
     # The seed makes the moments repeatable as far as a clock can be.
     moments = random.Random(2020)

@@ -16,6 +16,11 @@ from keras_transfer.training import train
 CONFIGS = sorted((commands.ROOT / "gin").glob("*.gin"))
 # Training configs bind train's arguments, or those of what it includes.
 TRAINING = [path for path in CONFIGS if re.match("(p|rit|pt)_", path.name)]
+# They differ from pt_real in little more than the domain or the start.
+ALIKE = (
+    *("pt_clipart", "pt_quickdraw"),
+    *("rit_real", "rit_clipart", "rit_quickdraw"),
+)
 SMALL = {
     "train.epochs": 1,
     "train.batch_size": 4,
@@ -139,7 +144,17 @@ def mocked():
         yield
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[pytest.mark.long] if path.stem in ALIKE else [],
+        )
+        for path in TRAINING
+    ],
+)
 def test_config_trains(
     path, tmp_path, domain_bindings, pretrained, eager, mocked
 ):
@@ -150,7 +165,9 @@ def test_config_trains(
 @pytest.mark.parametrize(
     "name, binding",
     [
-        ("rit_real", {"load.block_size": 4}),
+        pytest.param(
+            "rit_real", {"load.block_size": 4}, marks=pytest.mark.long
+        ),
         ("rit_chexpert", {"load.shuffle": "pixels"}),
         ("rit_digits", {"load.shuffle": "channels"}),
     ],
@@ -168,6 +185,7 @@ def test_shuffled_variants(
     assert "train.augmentation = []" in run.config_path.read_text()
 
 
+@pytest.mark.long
 def test_sweep_over_pretraining_checkpoints(
     tmp_path, domain_bindings, pretrained, eager, mocked
 ):

@@ -175,11 +175,11 @@ def misconfigured(config, tmp_path, monkeypatch):
     "index, others",
     [
         # A worker that was not started: nothing listens there.
-        (0, None),
+        pytest.param(0, None, marks=pytest.mark.long),
         # Of the others, the first waits for the chief.
         (1, None),
         # Wrong addresses: no such host, and one that no answer comes from.
-        (0, "nowhere.invalid:2222"),
+        pytest.param(0, "nowhere.invalid:2222", marks=pytest.mark.long),
         (0, "192.0.2.1:2222"),
     ],
 )
@@ -192,6 +192,7 @@ def test_cluster_that_does_not_come_together_ends_in_a_sentence(
     assert "did not come together within 4 seconds" in errors
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "config, named",
     [

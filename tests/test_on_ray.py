@@ -63,6 +63,7 @@ class Watched(OnRay):
         return super().wait()
 
 
+@pytest.mark.long
 def test_same_claims_as_in_one_process(cluster, tmp_path):
     study = tiny(analyses=("distance.gin", "mistakes.gin"))
     reproduce(study, tmp_path / "local")
@@ -81,6 +82,7 @@ def test_same_claims_as_in_one_process(cluster, tmp_path):
     assert {outcome.state for outcome in outcomes} == {"finished"}
 
 
+@pytest.mark.long
 def test_a_killed_worker_costs_its_own_job_only(cluster, tmp_path):
     study = tiny(bindings=SLOW, source={}, analyses=())
     path = tmp_path / "study"

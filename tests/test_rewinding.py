@@ -108,6 +108,7 @@ def test_chosen_epochs(subjects, tmp_path):
         rewinding(alone, Output(tmp_path), epochs=(0, 3))
 
 
+@pytest.mark.long
 def test_few_checkpoints_in_memory_change_nothing(
     subjects, tmp_path, monkeypatch
 ):

@@ -200,6 +200,7 @@ def test_imagenet_through_the_command(imagenet_dir, tmp_path):
     assert sorted(np.bincount(dataset.train.labels)[:2]) == [6, 6]
 
 
+@pytest.mark.long
 def test_shuffled_domainnet_through_the_command(domainnet_dir, tmp_path):
     root, _ = domainnet_dir
     run = Run(tmp_path / "run")

@@ -7,24 +7,60 @@ import gin
 import keras
 
 from keras_transfer import data
+from keras_transfer.analysis.criticality import PATHS
+from keras_transfer.analysis.suffixes import END_POINTS
 from keras_transfer.errors import UserError
 from keras_transfer.models import module_chain
 from keras_transfer.study.runner import Runner, configure
 
 # A step also runs backward, which costs about twice the forward pass.
 _PASSES_PER_STEP = 3
-# Passes over a split of n images, by analysis, for m models and k modules; good
-# to a factor of two. Others take one pass for each model.
+# Passes over a split of n images, by analysis, for m models, under its
+# configuration; good to a factor of two. Others take one for each model.
 _PASSES = {
-    "feature_reuse": lambda m, k: 0,
-    "distance": lambda m, k: 0,
-    "spectrum": lambda m, k: 0,
-    "interpolation": lambda m, k: 2 * 50 * math.comb(m, 2) + 2 * 400,
-    "basin": lambda m, k: 400 * 2 * (math.comb(max(m // 2, 1), 2) + 1),
-    "averaging": lambda m, k: 2 * m,
-    "rewinding": lambda m, k: 60 * k * m,
-    "criticality": lambda m, k: 2000 * k * m,
+    "feature_reuse": lambda m: 0,
+    "distance": lambda m: 0,
+    "spectrum": lambda m: 0,
+    "averaging": lambda m: 2 * m,
+    "interpolation": lambda m: _interpolation(m),
+    "basin": lambda m: _basin(m),
+    "rewinding": lambda m: m * _rewound(),
+    "criticality": lambda m: m * _grid_points(),
 }
+# These, for each module, from that module on: half of the network.
+_BY_MODULE = ("rewinding", "criticality")
+
+
+def _interpolation(models):
+    points = _bound("interpolation", "num_points", 50)
+    splits = _bound("interpolation", "splits", ("test", "train"))
+    planes = 2 * _bound("plane", "num_points", 21) ** 2
+    return points * math.comb(models, 2) * len(splits) + planes
+
+
+def _basin(models):
+    sets = 2 * (math.comb(max(models // 2, 1), 2) + 1)
+    # The search for its boundary, then a dozen expectations.
+    return sets * (40 + 12 * _bound("basin", "num_samples", 64))
+
+
+def _rewound():
+    epochs = _bound("rewinding", "epochs", None) or range(60)
+    splits = _bound("rewinding", "splits", ("train", "test"))
+    return len(END_POINTS) * len(epochs) * len(splits)
+
+
+def _grid_points():
+    draws = _bound("criticality", "num_draws", 4)
+    noisy = draws * len(_bound("criticality", "sigmas", ()))
+    grid = len(_bound("criticality", "positions", ())) * (1 + noisy)
+    # A refinement looks at the eight points around the minimum.
+    refined = 8 * draws * _bound("criticality", "refinements", 1)
+    return len(PATHS) * len(END_POINTS) * (grid + refined)
+
+
+def _bound(configurable, parameter, default):
+    return gin.get_bindings(configurable).get(parameter, default)
 
 
 def plan_text(study, work_dir):
@@ -99,7 +135,9 @@ def _cost(task, study):
         return epochs * forward * (_PASSES_PER_STEP * train + test)
     models = sum(map(len, task.bindings["Subjects.runs"].values()))
     configure(task, lambda place: place.name)
-    drawn = gin.get_bindings("dataset_suffixes").get("num_examples")
+    drawn = _bound("dataset_suffixes", "num_examples", None)
+    name = task.name.rsplit("/", 1)[1]
+    passes = _PASSES.get(name, lambda m: m)(models)
     run = next(t for t in study.tasks() if t.name == task.needs[-1])
     configure(run, lambda place: place.name)
     sizes = _sizes(task.target, study)
@@ -107,8 +145,8 @@ def _cost(task, study):
         return None
     (train, test), classes = sizes
     forward, modules = _network(classes)
-    name = task.name.rsplit("/", 1)[1]
-    passes = _PASSES.get(name, lambda m, k: m)(models, modules)
+    if name in _BY_MODULE:
+        passes *= modules / 2
     images = (train + test) / 2
     if name == "criticality":
         images = min(train, drawn or train)
