@@ -11,11 +11,14 @@ import gin
 from keras_transfer import memory
 from keras_transfer.errors import UserError
 from keras_transfer.study import jobs
+from keras_transfer.training.interruption import DeferredSignals
 
 # A lost worker's process may live on for a while, and hold its directory.
 _SECONDS_FOR_LOCK = 120.0
 # What a cancelled job may take to save what it has done.
 _SECONDS_TO_STOP = 30.0
+# How soon a signal is answered.
+_SECONDS_BETWEEN_CHECKS = 0.5
 # What a cluster may take to answer; Ray itself would try for minutes.
 _SECONDS_TO_REACH = 10.0
 
@@ -94,7 +97,7 @@ class OnRay:
         Raises:
             UserError: if another process works in the job's directory.
         """
-        (reference,), _ = self._ray.wait(list(self._references))
+        reference = self._ended()
         job = self._references.pop(reference)
         del self.running[job.name]
         errors = self._ray.exceptions
@@ -112,6 +115,18 @@ class OnRay:
                 _SECONDS_FOR_LOCK,
             )
         return job.name
+
+    def _ended(self):
+        """Waits for one of the jobs to end; returns its reference."""
+        # What a signal's handler raises within Ray comes out as another error.
+        with DeferredSignals() as signals:
+            ended = []
+            while not ended:
+                signals.check()
+                ended, _ = self._ray.wait(
+                    list(self._references), timeout=_SECONDS_BETWEEN_CHECKS
+                )
+        return ended[0]
 
     def _check_resources(self):
         available = self._ray.cluster_resources()
