@@ -56,16 +56,19 @@ def records(path):
 def kept(path):
     """Returns what a kill must not cost, each a set.
 
-    They are the completions of tasks, the checkpoints and the computed points
-    of analyses.
+    They are the completions of tasks, of each run all epochs up to its newest
+    checkpoint (older ones may be removed by the run itself) and the computed
+    points of analyses.
     """
     completions = {
         (name, record["completion"])
         for name, record in records(path).items()
         if "completion" in record
     }
-    checkpoints = {
-        str(p.relative_to(path)) for p in path.rglob("epoch-*") if p.is_dir()
+    epochs = {
+        (str(p.parent.parent.relative_to(path)), epoch)
+        for p in path.rglob("checkpoints/epoch-*")
+        for epoch in range(int(p.name.partition("-")[2]) + 1)
     }
     points = {
         (str(file.relative_to(path)), line)
@@ -73,7 +76,7 @@ def kept(path):
         for line in file.read_text().splitlines()
         if line.endswith("}")
     }
-    return completions, checkpoints, points
+    return completions, epochs, points
 
 
 def working_on(path):

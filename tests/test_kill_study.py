@@ -50,10 +50,10 @@ def studies(tmp_path):
 def test_what_is_lost_or_different_is_noticed(studies):
     whole, killed = studies
     assert kill_study.differences(whole, killed) == []
-    completions, checkpoints, points = kill_study.kept(killed)
+    completions, epochs, points = kill_study.kept(killed)
     assert completions == {("runs/P", "a")}
     assert points == {("runs/P/results.jsonl", '{"id": 1}')}
-    assert checkpoints == {"runs/P/checkpoints/epoch-0001"}
+    assert epochs == {("runs/P", 0), ("runs/P", 1)}
     (killed / "runs/P/metrics.csv").write_text("epoch\n1\n")
     (killed / "report.html").unlink()
     write_weights(killed, 1.0000001)
