@@ -11,7 +11,9 @@ each kill, then the counts. Without flags it takes the digits study.
 """
 
 import collections
+import fnmatch
 import json
+import os
 import pathlib
 import random
 import re
@@ -45,11 +47,18 @@ def finish(path, flags):
     return time.monotonic() - began
 
 
+def find(path, pattern):
+    """Yields paths by their names, below one that changes meanwhile."""
+    for folder, directories, files in os.walk(path):
+        for name in fnmatch.filter((*directories, *files), pattern):
+            yield pathlib.Path(folder, name)
+
+
 def records(path):
     """Returns {task: what its task.json says}."""
     return {
         str(file.parent.relative_to(path)): json.loads(file.read_text())
-        for file in sorted(path.rglob("task.json"))
+        for file in sorted(find(path, "task.json"))
     }
 
 
@@ -67,12 +76,12 @@ def kept(path):
     }
     epochs = {
         (str(p.parent.parent.relative_to(path)), epoch)
-        for p in path.rglob("checkpoints/epoch-*")
+        for p in find(path, "epoch-*")
         for epoch in range(int(p.name.partition("-")[2]) + 1)
     }
     points = {
         (str(file.relative_to(path)), line)
-        for file in path.rglob("*.jsonl")
+        for file in find(path, "*.jsonl")
         for line in file.read_text().splitlines()
         if line.endswith("}")
     }
@@ -92,7 +101,7 @@ def is_writing(path):
         _ASIDE.fullmatch(entry.name)
         for folder in (place, place / "checkpoints")
         if folder.is_dir()
-        for entry in folder.iterdir()
+        for entry in os.scandir(folder)
     )
 
 
@@ -142,7 +151,7 @@ def kill(path, flags, moment, delay, number):
 
 
 def _asides(path):
-    return {str(p) for p in path.rglob(".*.tmp")}
+    return {str(p) for p in find(path, ".*.tmp")}
 
 
 def differences(whole, killed):
@@ -203,8 +212,10 @@ def run(directory, kills, flags, seed=0, at_report=0.1):
     while len(results) < kills:
         moment = ("anywhere", "writing")[rng.random() < 0.4]
         delay = rng.uniform(0, 2 * work / (kills - last))
-        if len(results) >= kills - last or is_reporting(killed, number):
-            moment, delay = "report", rng.uniform(0, 6)
+        only_report = is_reporting(killed, number)
+        if len(results) >= kills - last or only_report:
+            # Starting takes most of it, if nothing else is left.
+            moment, delay = "report", rng.uniform(0, 20 if only_report else 6)
         result = kill(killed, flags, moment, delay, number)
         if result is not None:
             results.append(result)
