@@ -68,6 +68,27 @@ def writing(path):
         ) from error
 
 
+@contextlib.contextmanager
+def appearing(path):
+    """Gives a path aside; the file written there takes its place when whole.
+
+    Args:
+        path: where the file will be; its directory exists.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    path = pathlib.Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            yield aside
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+
+
 def write_text(path, text):
     """Writes a text file whole or not at all.
 
@@ -78,18 +99,13 @@ def write_text(path, text):
     Raises:
         UserError: if it cannot be written.
     """
-    path = pathlib.Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        try:
-            with open(aside, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+    with (
+        appearing(path) as aside,
+        open(aside, "w", encoding="utf-8", newline="") as file,
+    ):
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Summaries:

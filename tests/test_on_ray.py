@@ -200,6 +200,20 @@ def test_a_cluster_that_is_not_there_is_a_sentence(tmp_path, address, said):
 
 
 @pytest.mark.long
+def test_the_command_says_that_no_cluster_is_there(tmp_path):
+    status, _, errors = commands.run(
+        "reproduce",
+        f"--gin_file={commands.ROOT}/gin/study_digits.gin",
+        f"--work_dir={tmp_path}/study",
+        "--executor=ray",
+        "--ray_address=127.0.0.1:1",
+    )
+    assert status == 1, errors
+    assert "No Ray cluster could be reached at '127.0.0.1:1'" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.long
 def test_the_command_is_stopped_and_goes_on(tmp_path):
     flags = [
         f"--gin_file={commands.ROOT}/gin/study_digits.gin",

@@ -1,14 +1,13 @@
 """Where an analysis leaves its tables and figures."""
 
 import functools
-import os
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 
 from keras_transfer.analysis.results import Results
-from keras_transfer.runs import Summaries, write_text, writing
+from keras_transfer.runs import Summaries, appearing, write_text, writing
 
 # Okabe and Ito's palette, safe for colour-blind readers; the same colour for
 # the same model, or pair of models, everywhere.
@@ -126,15 +125,8 @@ class Output:
             figure: `matplotlib.figure.Figure`.
         """
         for suffix in ("png", "svg"):
-            final = self.path / f"{name}.{suffix}"
-            aside = self.path / f".{name}.{os.getpid()}.{suffix}"
-            with writing(final):
-                try:
-                    figure.savefig(aside)
-                    os.replace(aside, final)
-                except OSError:
-                    aside.unlink(missing_ok=True)
-                    raise
+            with appearing(self.path / f"{name}.{suffix}") as aside:
+                figure.savefig(aside, format=suffix)
         with self._summaries.at(step=0):
             tf.summary.image(name, _pixels(figure)[None])
 
