@@ -10,6 +10,7 @@ from keras_transfer import data, models
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
 from keras_transfer.training import SGD, constant, cosine, strategy, train
+from keras_transfer.training.trainer import Trainer
 
 small_net = functools.partial(models.fixup_resnet, widths=(4, 8))
 
@@ -126,6 +127,24 @@ def test_only_chosen_epochs_are_kept(tmp_path, digits):
     run = train_digits(tmp_path / "run", digits, epochs=6, keep_epochs=[2])
     best = run.best()["epoch"]
     assert set(run.epochs()) == {0, 2, 6, best}
+
+
+def test_traced_checkpoint_has_the_bytes_of_tensorflows_own(tmp_path):
+    model = small_net(num_classes=3, input_shape=(8, 8, 1), seed=0)
+    trainer = Trainer(model, SGD(0.1), tf.distribute.get_strategy(), False, 2)
+    plain = tf.train.Checkpoint(model=model, optimizer=trainer.optimizer)
+    variables = [*model.variables, *trainer.optimizer.variables]
+    for number in range(2):  # The values of the moment, not of the tracing.
+        for variable in variables:
+            variable.assign_add(keras.ops.ones_like(variable))
+        for name, checkpoint in ("traced", trainer.checkpoint), ("own", plain):
+            (tmp_path / f"{name}{number}").mkdir()
+            checkpoint.write(str(tmp_path / f"{name}{number}" / "checkpoint"))
+        own, traced = (
+            {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+            for name in (f"own{number}", f"traced{number}")
+        )
+        assert len(own) == 2 and traced == own
 
 
 @pytest.mark.parametrize("clipnorm", [None, 0.5])

@@ -588,7 +588,13 @@ def _first_module_figure(grid, module, epsilon):
     kinds = list(dict.fromkeys(grid.kind))
     columns = list(itertools.product(kinds, END_POINTS))
     figure, axes = new_figure(
-        2.4 * len(columns) + 1, 5.2, 2, len(columns), squeeze=False
+        2.4 * len(columns) + 1,
+        5.2,
+        2,
+        len(columns),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
     )
     for row, path in zip(axes, PATHS, strict=True):
         for panel, (kind, end_point) in zip(row, columns, strict=True):
@@ -610,6 +616,8 @@ def _module_figure(grid, path, end_point, epsilon):
         len(kinds),
         len(modules),
         squeeze=False,
+        sharex=True,
+        sharey=True,
     )
     for row, kind in zip(axes, kinds, strict=True):
         for panel, module in zip(row, modules, strict=True):
@@ -638,6 +646,7 @@ def _heat_map(axes, grid, epsilon):
         shading="nearest",
     )
     axes.set_xscale("log")
+    axes.minorticks_off()  # Many to draw in every panel, and none is read.
     if error.min(axis=None) < epsilon < error.max(axis=None):
         axes.contour(
             error.columns,
@@ -655,8 +664,6 @@ def _finish_heat_maps(figure, axes, image, title, epsilon):
         panel.set_xlabel("sigma")
     for row in axes:
         row[0].set_ylabel("position a")
-        for panel in row[1:]:
-            panel.set_yticklabels([])
     figure.colorbar(image, ax=axes, label="mean training error")
     figure.suptitle(f"{title} (white: mean epsilon, {epsilon:.3g})")
     return figure

@@ -124,11 +124,18 @@ class Output:
             name: str, without suffix.
             figure: `matplotlib.figure.Figure`.
         """
-        for suffix in ("png", "svg"):
-            with appearing(self.path / f"{name}.{suffix}") as aside:
-                figure.savefig(aside, format=suffix)
+        from matplotlib.image import imsave
+
+        pixels = _pixels(figure)
+        # Laying out takes most of the time and is done; savefig would do it
+        # again.
+        figure.set_layout_engine("none")
+        with appearing(self.path / f"{name}.png") as aside:
+            imsave(aside, pixels, format="png", dpi=figure.dpi)
+        with appearing(self.path / f"{name}.svg") as aside:
+            figure.savefig(aside, format="svg")
         with self._summaries.at(step=0):
-            tf.summary.image(name, _pixels(figure)[None])
+            tf.summary.image(name, pixels[None])
 
     def scalar(self, name, value):
         """Writes one number into TensorBoard."""
@@ -137,6 +144,7 @@ class Output:
 
 
 def _pixels(figure):
+    """Lays a figure out and returns its pixels, uint8 [height, width, 3]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

@@ -1,7 +1,6 @@
 """One task of a study carried out: in this process or, as a job, elsewhere."""
 
 import dataclasses
-import gc
 import json
 import pathlib
 import shutil
@@ -131,9 +130,9 @@ def _execute(job, loaded):
     if job.identity["command"] == "analyze":
         return analyze(job.path, loaded=loaded)
     train(job.path)
-    # Models, and the functions compiled for them, are large.
+    # Models, and the functions compiled for them, are large; what is no longer
+    # referred to is collected, too.
     keras.backend.clear_session()
-    gc.collect()
     return None
 
 
