@@ -124,16 +124,16 @@ class Output:
             name: str, without suffix.
             figure: `matplotlib.figure.Figure`.
         """
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.image import imsave
 
+        # Laid out and drawn but once each; savefig would for every format.
         pixels = _pixels(figure)
-        # Laying out takes most of the time and is done; savefig would do it
-        # again.
         figure.set_layout_engine("none")
         with appearing(self.path / f"{name}.png") as aside:
             imsave(aside, pixels, format="png", dpi=figure.dpi)
         with appearing(self.path / f"{name}.svg") as aside:
-            figure.savefig(aside, format="svg")
+            FigureCanvasSVG(figure).print_svg(aside)
         with self._summaries.at(step=0):
             tf.summary.image(name, pixels[None])
 
