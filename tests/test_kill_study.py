@@ -11,6 +11,8 @@ FLAGS = [
     f"--gin_file={commands.ROOT}/gin/study_digits.gin",
     "--gin_bindings=Study.bindings = {'train.epochs': 2, "
     "'load.image_size': 8, 'load.num_train': 64, 'fixup_resnet.widths': (4,)}",
+    "--gin_bindings=Study.source = {}",
+    "--gin_bindings=Study.targets = {'digits': {}}",
     "--gin_bindings=Study.seeds = [0, 1]",
     "--gin_bindings=Study.block_sizes = []",
     "--gin_bindings=Study.pretrained_epochs = []",

@@ -219,6 +219,7 @@ def test_the_command_is_stopped_and_goes_on(tmp_path):
         f"--gin_file={commands.ROOT}/gin/study_digits.gin",
         f"--gin_bindings=Study.bindings = {SLOW}",
         "--gin_bindings=Study.source = {'load.num_train': 1000}",
+        "--gin_bindings=Study.targets = {'digits': {}}",
         "--gin_bindings=Study.block_sizes = []",
         "--gin_bindings=Study.pretrained_epochs = []",
         "--gin_bindings=Study.analyses = ['distance.gin']",

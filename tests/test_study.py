@@ -307,7 +307,7 @@ def test_the_command_prints_the_plan(tmp_path):
     )
     assert status == 0, errors
     assert "runs/digits/blocks_16/RI-T_2" in output
-    assert "37 runs and 11 analyses" in output
+    assert "34 runs and 11 analyses" in output
     assert not (tmp_path / "study").exists()
 
 
