@@ -23,6 +23,13 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def pytest_configure(config):
+    # Files in their order: by default those of few tests come last, and of
+    # those some take minutes, for which the other workers would wait.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.fixture(autouse=True)
 def _clean_state():
     gin.clear_config()
