@@ -644,6 +644,7 @@ def _heat_map(axes, grid, epsilon):
         vmax=1,
         cmap="cividis",
         shading="nearest",
+        edgecolors="face",  # Or viewers of SVG let the ground show through.
     )
     axes.set_xscale("log")
     axes.minorticks_off()  # Many to draw in every panel, and none is read.
