@@ -23,9 +23,9 @@ from PIL import Image
 
 from keras_transfer import data, models, objectives
 from keras_transfer.runs import Run
+from keras_transfer.runs.record import Record
 from keras_transfer.training import SGD, constant
-from keras_transfer.training.record import Record
-from keras_transfer.training.trainer import Trainer
+from keras_transfer.training.step import Trainer
 
 
 def write_jpegs(root, count, size=256):

@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app, flags, logging
 
-from keras_transfer import config, locking, memory
+from keras_transfer import config, files, memory
 from keras_transfer.errors import UserError
 
 GIN_FILE = flags.DEFINE_multi_string(
@@ -103,7 +103,7 @@ def _work_dir_held():
     # A plan is only printed, and of a cluster's workers only the chief writes.
     if work_dir is None or values.get("dry_run") or not _is_chief():
         return contextlib.nullcontext()
-    return locking.hold(work_dir)
+    return files.hold(work_dir)
 
 
 def _is_chief():

@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl import logging
 
 from keras_transfer import data
-from keras_transfer.data import encoded
+from keras_transfer.data import image_files
 from keras_transfer.data.preprocessing import Fit
 from keras_transfer.errors import UserError
 
@@ -29,7 +29,7 @@ def _save(path, array, **kwargs):
 
 @pytest.fixture(autouse=True)
 def _empty_cache():
-    encoded._decoded.cache_clear()
+    image_files._decoded.cache_clear()
 
 
 @pytest.fixture
@@ -49,13 +49,13 @@ def _raw(split):
 
 def _count_decodes(monkeypatch):
     calls = []
-    fill = encoded._fill
+    fill = image_files._fill
 
     def counting(array, images, fit):
         calls.append(len(images))
         return fill(array, images, fit)
 
-    monkeypatch.setattr(encoded, "_fill", counting)
+    monkeypatch.setattr(image_files, "_fill", counting)
     return calls
 
 
@@ -87,7 +87,7 @@ def test_relative_data_dir_is_kept_absolute(root, monkeypatch):
 
 
 def _decode(path, size, channels=3):
-    image = encoded.decode_image(tf.io.read_file(str(path)))
+    image = image_files.decode_image(tf.io.read_file(str(path)))
     return Fit("crop", size, size, channels)(image).numpy()
 
 
@@ -198,7 +198,7 @@ def test_damaged_files_are_skipped_and_counted(
             memory_budget=memory_budget,
             cache_dir=str(tmp_path_factory.getbasetemp() / "cache"),
         )
-        encoded._decoded.cache_clear()
+        image_files._decoded.cache_clear()
         assert (dataset.info.num_train, dataset.info.num_test) == (11, 3)
         for split in ("train", "test"):
             files = [
@@ -271,7 +271,7 @@ def cached(root, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def load():
-        encoded._decoded.cache_clear()
+        image_files._decoded.cache_clear()
         return data.load(
             "folder",
             8,
@@ -341,7 +341,7 @@ def test_interrupted_caching_starts_again(root, tmp_path_factory, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoded, "_fill", interrupted)
+        patch.setattr(image_files, "_fill", interrupted)
         with pytest.raises(KeyboardInterrupt):
             data.load("folder", 8, **kwargs)
     assert [p.suffix for p in cache.iterdir() if p.is_dir()] == [".partial"]

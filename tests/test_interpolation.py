@@ -18,11 +18,11 @@ from keras_transfer.analysis.interpolation import (
     mean_barriers,
     segment,
 )
-from keras_transfer.analysis.intervals import mean_over_pairs
 from keras_transfer.analysis.plane import (
     plane_coefficients,
     plane_coordinates,
 )
+from keras_transfer.analysis.statistics import mean_over_pairs
 from keras_transfer.errors import UserError
 
 

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from written_runs import build, digits, named, write_subjects
 
-from keras_transfer import locking, runs
+from keras_transfer import files, runs
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
 from keras_transfer.study import Runner
@@ -81,7 +81,7 @@ def finished(tmp_path_factory):
 def test_second_command_says_who_works_there(tmp_path):
     flags = [*LONG_EPOCHS, f"--work_dir={tmp_path}/run"]
     first = commands.start("train", *flags)
-    lock = tmp_path / "run" / locking.NAME
+    lock = tmp_path / "run" / files.NAME
     wait_for(lambda: lock.exists() and lock.read_text(), first)
     for command in ("train", "analyze", "reproduce"):
         status, _, errors = commands.run(command, *flags)
@@ -94,14 +94,14 @@ def test_second_command_says_who_works_there(tmp_path):
     first.communicate()
     # What is left of a killed process locks nothing.
     assert lock.exists()
-    with locking.hold(tmp_path / "run"):
+    with files.hold(tmp_path / "run"):
         assert json.loads(lock.read_text())["process"] == os.getpid()
     assert not lock.exists()
 
 
 def test_lock_leaves_no_trace_in_a_directory_that_stays_empty(tmp_path):
-    with locking.hold(tmp_path / "a" / "b"):
-        assert os.listdir(tmp_path / "a" / "b") == [locking.NAME]
+    with files.hold(tmp_path / "a" / "b"):
+        assert os.listdir(tmp_path / "a" / "b") == [files.NAME]
     assert os.listdir(tmp_path / "a") == []
 
 
@@ -112,7 +112,7 @@ def test_task_held_by_another_process_is_not_touched(tmp_path, monkeypatch):
     script = (
         "import sys, time\n"
         "from keras_transfer import locking\n"
-        "with locking.hold(sys.argv[1]):\n"
+        "with files.hold(sys.argv[1]):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(600)\n"
     )
@@ -126,7 +126,7 @@ def test_task_held_by_another_process_is_not_touched(tmp_path, monkeypatch):
     try:
         with pytest.raises(UserError, match=f"by process {process.pid} on"):
             Runner(tmp_path, tasks).run()
-        assert os.listdir(held) == [locking.NAME]
+        assert os.listdir(held) == [files.NAME]
     finally:
         process.kill()
         process.communicate()
@@ -135,7 +135,7 @@ def test_task_held_by_another_process_is_not_touched(tmp_path, monkeypatch):
 def test_directory_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Nothing can be written into .*file"):
-        locking.hold(tmp_path / "file" / "run").__enter__()
+        files.hold(tmp_path / "file" / "run").__enter__()
 
 
 # Signals.

@@ -10,9 +10,9 @@ from sklearn import metrics
 
 from keras_transfer import data, devices, models
 from keras_transfer.analysis import LossSurface, Points, dataset_surface
-from keras_transfer.analysis import loss_surface as module
-from keras_transfer.analysis.results import Results
 from keras_transfer.errors import UserError
+from keras_transfer.landscape import loss_surface as module
+from keras_transfer.landscape.evaluations import Results
 
 layers = keras.layers
 NUM_VECTORS = 3

@@ -8,7 +8,7 @@ import tensorflow as tf
 from scipy import stats
 
 from keras_transfer import data
-from keras_transfer.data.storage import Images
+from keras_transfer.data.cache import Images
 from keras_transfer.errors import UserError
 
 

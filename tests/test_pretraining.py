@@ -13,8 +13,8 @@ from sklearn import neural_network
 from keras_transfer import data, training  # noqa: F401, train is bound
 from keras_transfer.analysis import Output, Subjects, pretraining
 from keras_transfer.analysis.pretraining import plateau
-from keras_transfer.analysis.results import Results
 from keras_transfer.errors import UserError
+from keras_transfer.landscape.evaluations import Results
 from keras_transfer.runs import Run, write_text
 
 # Final accuracies by epoch of P and seed; speeds are half as large.

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
 from keras_transfer.analysis import Output, Points, barrier_height
-from keras_transfer.analysis.weight_space import WeightSpace
 from keras_transfer.data import block_shuffle, channel_shuffle, pixel_shuffle
+from keras_transfer.landscape.weight_space import WeightSpace
 from keras_transfer.runs import Run, write_text
 
 # A deadline would measure the machine; the same examples in every run.

@@ -9,7 +9,7 @@ import pandas
 import pytest
 from scipy import stats
 
-from keras_transfer.analysis.intervals import jackknife, mean_over_seeds
+from keras_transfer.analysis.statistics import jackknife, mean_over_seeds
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
 from keras_transfer.study import Runner, Study, plan_text, reproduce

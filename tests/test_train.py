@@ -10,7 +10,7 @@ from keras_transfer import data, models
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
 from keras_transfer.training import SGD, constant, cosine, strategy, train
-from keras_transfer.training.trainer import Trainer
+from keras_transfer.training.step import Trainer
 
 small_net = functools.partial(models.fixup_resnet, widths=(4, 8))
 

@@ -18,7 +18,7 @@ STEPS = 4
 def main():
     from keras_transfer.data import Dataset
     from keras_transfer.training import train
-    from keras_transfer.training.trainer import Trainer
+    from keras_transfer.training.step import Trainer
 
     trainers, examples = [], []
     make_trainer, make_parts = Trainer.__init__, Dataset.train_parts

@@ -13,12 +13,12 @@ from keras_transfer.analysis.interpolation import (
     barrier_height,
     interpolation,
 )
-from keras_transfer.analysis.loss_surface import LossSurface, dataset_surface
 from keras_transfer.analysis.mistakes import (
     error_consistency,
     expected_calibration_error,
     mistakes,
 )
+from keras_transfer.analysis.models import Subject, Subjects
 from keras_transfer.analysis.output import Output
 from keras_transfer.analysis.plane import plane
 from keras_transfer.analysis.pretraining import pretraining
@@ -34,13 +34,13 @@ from keras_transfer.analysis.spectrum import (
     model_spectra,
     spectrum,
 )
-from keras_transfer.analysis.subjects import Subject, Subjects
-from keras_transfer.analysis.suffixes import (
+from keras_transfer.landscape.loss_surface import LossSurface, dataset_surface
+from keras_transfer.landscape.module_loss import (
     Perturbations,
     Suffixes,
     dataset_suffixes,
 )
-from keras_transfer.analysis.weight_space import Points
+from keras_transfer.landscape.weight_space import Points
 
 __all__ = [
     "Basin",

@@ -4,8 +4,8 @@ from typing import Protocol
 
 import gin
 
+from keras_transfer.analysis.models import Subjects
 from keras_transfer.analysis.output import Output
-from keras_transfer.analysis.subjects import Subjects
 from keras_transfer.errors import UserError
 from keras_transfer.runs import write_text
 

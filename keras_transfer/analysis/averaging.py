@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from keras_transfer import objectives
 from keras_transfer.analysis.output import colour, new_figure
-from keras_transfer.analysis.weight_space import Points
 from keras_transfer.errors import UserError
+from keras_transfer.landscape.weight_space import Points
 from keras_transfer.runs import Run
 
 _WITHOUT_ONE = "uniform without one"

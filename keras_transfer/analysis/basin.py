@@ -6,10 +6,10 @@ import itertools
 import gin
 import numpy as np
 
-from keras_transfer import declared
 from keras_transfer.analysis.output import colour, new_figure
-from keras_transfer.analysis.weight_space import Points
+from keras_transfer.config import schema
 from keras_transfer.errors import UserError
+from keras_transfer.landscape.weight_space import Points
 
 # The search for delta: doublings from the diameter of S before it gives up, and
 # bisections of the interval that is found.
@@ -270,10 +270,10 @@ def boundary(first, second):
 def basin(
     subjects,
     output,
-    split: declared.Split = "test",
-    tolerance: declared.Positive = 0.05,
-    num_samples: declared.Several = 64,
-    seed: declared.Seed = 0,
+    split: schema.Split = "test",
+    tolerance: schema.Positive = 0.05,
+    num_samples: schema.Several = 64,
+    seed: schema.Seed = 0,
     reference: str = "P-T",
     sensitivity: bool = True,
 ):

@@ -12,9 +12,10 @@ import gin
 import numpy as np
 from tqdm import tqdm
 
-from keras_transfer import declared
 from keras_transfer.analysis.output import colour, new_figure
-from keras_transfer.analysis.suffixes import (
+from keras_transfer.config import schema
+from keras_transfer.errors import UserError
+from keras_transfer.landscape.module_loss import (
     END_POINTS,
     LEVELS,
     Checkpoints,
@@ -23,7 +24,6 @@ from keras_transfer.analysis.suffixes import (
     parts,
     subject_suffixes,
 )
-from keras_transfer.errors import UserError
 
 PATHS = ("direct", "optimization")
 TOTAL = "total"
@@ -40,11 +40,11 @@ def criticality(
     output,
     positions: tuple[float, ...] = gin.REQUIRED,
     sigmas: tuple[float, ...] = gin.REQUIRED,
-    num_draws: declared.Several = 4,
-    refinements: declared.Natural = 1,
-    margin: declared.NotNegative = 0.01,
+    num_draws: schema.Several = 4,
+    refinements: schema.Natural = 1,
+    margin: schema.NotNegative = 0.01,
     levels: Levels = LEVELS,
-    seed: declared.Seed = 0,
+    seed: schema.Seed = 0,
 ):
     """Measures the criticality of every module (paper section 3.4).
 

@@ -5,11 +5,12 @@ import itertools
 import gin
 import numpy as np
 
-from keras_transfer import declared, objectives
-from keras_transfer.analysis.intervals import mean_over_pairs
+from keras_transfer import objectives
 from keras_transfer.analysis.output import colour, new_figure
-from keras_transfer.analysis.weight_space import Points
+from keras_transfer.analysis.statistics import mean_over_pairs
+from keras_transfer.config import schema
 from keras_transfer.errors import UserError
+from keras_transfer.landscape.weight_space import Points
 
 # The columns that tell one line of points from another.
 _PAIR = ["pair", "first", "second", "split"]
@@ -107,9 +108,9 @@ def segment(alphas, first, second, num_vectors):
 def interpolation(
     subjects,
     output,
-    num_points: declared.Several = 50,
+    num_points: schema.Several = 50,
     extent: tuple[float, float] = (-0.5, 1.5),
-    splits: declared.Splits = ("test", "train"),
+    splits: schema.Splits = ("test", "train"),
 ):
     """Measures loss and metric along the line through every pair.
 

@@ -9,9 +9,9 @@ import dataclasses
 import gin
 import numpy as np
 
-from keras_transfer import declared
+from keras_transfer.analysis.models import excess_of_pretrained_pairs
 from keras_transfer.analysis.output import colour, new_figure
-from keras_transfer.analysis.subjects import excess_of_pretrained_pairs
+from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 
 # The four ways of the paper, "both wrong" in two.
@@ -179,9 +179,9 @@ def expected_calibration_error(confidence, right, num_bins=15):
 def mistakes(
     subjects,
     output,
-    split: declared.Split = "test",
-    num_bins: declared.Count = 15,
-    images_shown: declared.Natural = 24,
+    split: schema.Split = "test",
+    num_bins: schema.Count = 15,
+    images_shown: schema.Natural = 24,
 ):
     """Compares the mistakes of every pair of subjects (paper section 3.2).
 

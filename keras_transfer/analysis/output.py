@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.analysis.results import Results
+from keras_transfer.landscape.evaluations import Results
 from keras_transfer.runs import Summaries, appearing, write_text, writing
 
 # Okabe and Ito's palette, safe for colour-blind readers; the same colour for

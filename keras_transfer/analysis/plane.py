@@ -3,9 +3,10 @@
 import gin
 import numpy as np
 
-from keras_transfer import declared, objectives
+from keras_transfer import objectives
 from keras_transfer.analysis.output import new_figure
-from keras_transfer.analysis.weight_space import Points
+from keras_transfer.config import schema
+from keras_transfer.landscape.weight_space import Points
 
 
 def plane_coordinates(gram):
@@ -47,9 +48,9 @@ def plane_coefficients(positions, coordinates):
 def plane(
     subjects,
     output,
-    split: declared.Split = "test",
-    num_points: declared.Several = 21,
-    margin: declared.NotNegative = 0.5,
+    split: schema.Split = "test",
+    num_points: schema.Several = 21,
+    margin: schema.NotNegative = 0.5,
 ):
     """Measures the loss on the plane through three solutions of each kind.
 

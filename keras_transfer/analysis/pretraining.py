@@ -3,7 +3,7 @@
 import gin
 import numpy as np
 
-from keras_transfer import declared, objectives
+from keras_transfer import objectives
 from keras_transfer.analysis.feature_reuse import (
     check_same_data,
     learning_summary,
@@ -13,10 +13,11 @@ from keras_transfer.analysis.interpolation import (
     barrier_height,
     segment,
 )
-from keras_transfer.analysis.loss_surface import dataset_surface
 from keras_transfer.analysis.output import colour, new_figure, plot_by
-from keras_transfer.analysis.weight_space import Points
+from keras_transfer.config import schema
 from keras_transfer.errors import UserError
+from keras_transfer.landscape.loss_surface import dataset_surface
+from keras_transfer.landscape.weight_space import Points
 from keras_transfer.runs import Run
 
 
@@ -25,7 +26,7 @@ def pretraining(
     subjects,
     output,
     pretrained: str | None = None,
-    num_points: declared.Several = 20,
+    num_points: schema.Several = 20,
 ):
     """Compares P-Ts that were fine-tuned from various epochs of one P.
 

@@ -7,9 +7,9 @@ import gin
 import numpy as np
 from tqdm import tqdm
 
-from keras_transfer import declared
 from keras_transfer.analysis.output import new_figure
-from keras_transfer.analysis.suffixes import (
+from keras_transfer.config import schema
+from keras_transfer.landscape.module_loss import (
     END_POINTS,
     LEVELS,
     Checkpoints,
@@ -19,7 +19,7 @@ from keras_transfer.analysis.suffixes import (
     subject_suffixes,
 )
 
-_Epochs = Annotated[tuple[declared.Natural, ...], declared.NotEmpty()]
+_Epochs = Annotated[tuple[schema.Natural, ...], schema.NotEmpty()]
 # Of the checkpoints of one model, so many are in memory at a time.
 _CHECKPOINT_BYTES = 2 * 2**30
 
@@ -29,7 +29,7 @@ def rewinding(
     subjects,
     output,
     epochs: _Epochs | None = None,
-    splits: declared.Splits = ("train", "test"),
+    splits: schema.Splits = ("train", "test"),
     levels: Levels = LEVELS,
 ):
     """Sets each module back to what it was at earlier epochs.

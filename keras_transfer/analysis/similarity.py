@@ -19,12 +19,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from keras_transfer import declared
+from keras_transfer.analysis.models import excess_of_pretrained_pairs
 from keras_transfer.analysis.output import new_figure, plot_by
-from keras_transfer.analysis.spread import on_replicas
-from keras_transfer.analysis.subjects import excess_of_pretrained_pairs
+from keras_transfer.config import schema
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
+from keras_transfer.landscape.replicas import on_replicas
 from keras_transfer.models import module_chain
 
 KERNELS = ("linear", "rbf")
@@ -158,13 +158,13 @@ def feature_similarity(
 def similarity(
     subjects,
     output,
-    split: declared.Split = "test",
-    num_examples: declared.Count = 2048,
-    seed: declared.Seed = 0,
-    batch_size: declared.Count = 32,
+    split: schema.Split = "test",
+    num_examples: schema.Count = 2048,
+    seed: schema.Seed = 0,
+    batch_size: schema.Count = 32,
     kernel: str = "linear",
-    bandwidth: declared.Positive = 1.0,
-    memory_budget: declared.NotNegative = 4.0,
+    bandwidth: schema.Positive = 1.0,
+    memory_budget: schema.NotNegative = 4.0,
 ):
     """Compares features of every pair of subjects (paper section 3.2).
 

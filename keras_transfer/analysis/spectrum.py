@@ -20,8 +20,8 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from keras_transfer import declared
 from keras_transfer.analysis.output import new_figure, plot_by
+from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 from keras_transfer.models import module_chain
 
@@ -190,7 +190,7 @@ def model_spectra(model):
 
 
 @gin.configurable
-def spectrum(subjects, output, num_values: declared.Count = 101):
+def spectrum(subjects, output, num_values: schema.Count = 101):
     """Compares the singular values of all layers (paper, appendix).
 
     Every subject is looked at, and every model that one trained on the target

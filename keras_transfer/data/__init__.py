@@ -7,7 +7,7 @@ from keras_transfer.data.augment import (
     random_flip,
     random_resized_crop,
 )
-from keras_transfer.data.datasets import count, load
+from keras_transfer.data.loading import count, load
 from keras_transfer.data.pipeline import Dataset, Split
 from keras_transfer.data.preprocessing import Info, preprocess
 from keras_transfer.data.shuffle import (

@@ -19,6 +19,7 @@ from absl import logging
 from tqdm import tqdm
 
 from keras_transfer.data.augment import augment, check_augmentation
+from keras_transfer.data.cache import Images, unnamed_file
 from keras_transfer.data.preprocessing import (
     Info,
     center_crop,
@@ -26,7 +27,6 @@ from keras_transfer.data.preprocessing import (
     shuffle_function,
     to_uint8,
 )
-from keras_transfer.data.storage import Images, unnamed_file
 from keras_transfer.errors import UserError
 
 # Threads that make batches; see `prefetch`.

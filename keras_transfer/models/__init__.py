@@ -1,6 +1,6 @@
 """Networks, their chain of modules, and initializing one from another."""
 
-from keras_transfer.models.fixup_resnet import (
+from keras_transfer.models.fixup import (
     ScalarBias,
     ScalarScale,
     fixup_resnet,

@@ -14,14 +14,14 @@ from keras_transfer.analysis.criticality import (
 from keras_transfer.analysis.criticality import head_rank, path_agreement
 from keras_transfer.analysis.distance import closeness, depth_correlation
 from keras_transfer.analysis.feature_reuse import drop_trend, statistics_gain
-from keras_transfer.analysis.intervals import (
+from keras_transfer.analysis.mistakes import shared_mistakes
+from keras_transfer.analysis.pretraining import plateau
+from keras_transfer.analysis.similarity import shared_features
+from keras_transfer.analysis.statistics import (
     jackknife,
     mean_over_pairs,
     mean_over_seeds,
 )
-from keras_transfer.analysis.mistakes import shared_mistakes
-from keras_transfer.analysis.pretraining import plateau
-from keras_transfer.analysis.similarity import shared_features
 from keras_transfer.errors import UserError
 
 # From here on there is a barrier: a share, of accuracy or AUC.

@@ -8,8 +8,8 @@ import keras
 
 from keras_transfer import data
 from keras_transfer.analysis.criticality import PATHS
-from keras_transfer.analysis.suffixes import END_POINTS
 from keras_transfer.errors import UserError
+from keras_transfer.landscape.module_loss import END_POINTS
 from keras_transfer.models import module_chain
 from keras_transfer.study.runner import Runner, configure
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from keras_transfer import config
 from keras_transfer.errors import UserError
-from keras_transfer.study import jobs
+from keras_transfer.study import tasks
 from keras_transfer.study.plan import Place
 
 # What the configuration of a command binds, by which it is told from others.
@@ -71,7 +71,7 @@ class Runner:
         """
         outcomes = {}
         with (
-            executor or jobs.InTurn() as executor,
+            executor or tasks.InTurn() as executor,
             tqdm(total=len(self.tasks), unit="task", dynamic_ncols=True) as bar,
         ):
             while len(outcomes) < len(self.tasks):
@@ -86,12 +86,12 @@ class Runner:
 
     def record(self, task):
         """Returns what task.json says of a task, {} if it says nothing."""
-        return jobs.read_record(self.path / task.name)
+        return tasks.read_record(self.path / task.name)
 
     def is_current(self, task):
         """Returns whether a task is finished and what it read still stands."""
         record = self.record(task)
-        return record.get("state") == "finished" and jobs.stands(
+        return record.get("state") == "finished" and tasks.stands(
             record, self._identity(task)
         )
 
@@ -123,14 +123,14 @@ class Runner:
 
     def _outcome(self, task):
         record = self.record(task)
-        log = jobs.read_log(self.path / task.name)
+        log = tasks.read_log(self.path / task.name)
         return Outcome(task, record["state"], record["seconds"], log)
 
     def _job(self, task):
         text = configure(task, lambda place: str(self.path / place.name))
         gin.clear_config()
         path = self.path / task.name
-        return jobs.Job(task.name, path, text, self._identity(task))
+        return tasks.Job(task.name, path, text, self._identity(task))
 
     def _identity(self, task):
         """Returns what must be the same for a result to stand."""

@@ -12,11 +12,11 @@ from keras_transfer import models, objectives, runs
 from keras_transfer.devices import has_accelerator
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
+from keras_transfer.runs.record import Record
 from keras_transfer.training import cluster, factories
 from keras_transfer.training.interruption import DeferredSignals, Stop
 from keras_transfer.training.optimizers import SGD
-from keras_transfer.training.record import Record
-from keras_transfer.training.trainer import Trainer
+from keras_transfer.training.step import Trainer
 
 # Test images of at most so many bytes, as float32, are made only once.
 _KEPT_BYTES = 2**28

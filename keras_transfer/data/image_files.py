@@ -14,6 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from keras_transfer.data.augment import augment
+from keras_transfer.data.cache import cached, store
 from keras_transfer.data.pipeline import (
     PARALLEL_CALLS,
     Dataset,
@@ -22,7 +23,6 @@ from keras_transfer.data.pipeline import (
     prefetch,
 )
 from keras_transfer.data.preprocessing import Fit, normalize
-from keras_transfer.data.storage import cached, store
 from keras_transfer.errors import UserError
 
 _BATCH = 64  # Images handed from tf.data to Python at a time.

@@ -21,15 +21,16 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from keras_transfer import declared, objectives
-from keras_transfer.analysis import spread
-from keras_transfer.analysis.results import Results
-from keras_transfer.analysis.spread import SpreadBatches
-from keras_transfer.analysis.weight_space import WeightSpace
+from keras_transfer import objectives
+from keras_transfer.config import schema
 from keras_transfer.devices import Pace
 from keras_transfer.devices import jit_compile as jit_argument
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
+from keras_transfer.landscape import replicas
+from keras_transfer.landscape.evaluations import Results
+from keras_transfer.landscape.replicas import SpreadBatches
+from keras_transfer.landscape.weight_space import WeightSpace
 
 # Points that share one reading of batches too many to be kept; so many at most
 # are lost by an interrupt.
@@ -298,12 +299,12 @@ class LossSurface:
 
     def _points_per_call(self, num_batches):
         # Workers must agree, which their clocks do not.
-        if spread.has_other_workers(self._strategy):
+        if replicas.has_other_workers(self._strategy):
             return 1
         return self._pace.count(num_batches)
 
     def _gather(self, value, axis):
-        return spread.gather(self._strategy, value, axis)
+        return replicas.gather(self._strategy, value, axis)
 
     def _numbers(self, sums, targets, outputs):
         """Returns each point's {name: float}, from what `_run` returns."""
@@ -346,8 +347,8 @@ class LossSurface:
             [P, m, b, C], float32.
         """
         shape = num_points, num_batches = tf.shape(seeds)[0], num_batches
-        sums = spread.arrays(self._strategy, num_points * num_batches)
-        outputs = spread.arrays(self._strategy, num_points * num_batches)
+        sums = replicas.arrays(self._strategy, num_points * num_batches)
+        outputs = replicas.arrays(self._strategy, num_points * num_batches)
         for p in tf.range(num_points):
             point = self._strategy.run(
                 self._weights,
@@ -358,8 +359,8 @@ class LossSurface:
                     self._measure_on_replica, args=(point, i, *chunk)
                 )
                 j = p * num_batches + i
-                sums = spread.write(self._strategy, sums, j, row)
-                outputs = spread.write(self._strategy, outputs, j, output)
+                sums = replicas.write(self._strategy, sums, j, row)
+                outputs = replicas.write(self._strategy, outputs, j, output)
         return (
             [_unflatten(array.stack(), shape) for array in sums],
             [_unflatten(array.stack(), shape) for array in outputs],
@@ -381,7 +382,7 @@ class LossSurface:
         """
         del unknown
         inputs, _, weights = chunk
-        sums = spread.arrays(self._strategy, tf.shape(seeds)[0])
+        sums = replicas.arrays(self._strategy, tf.shape(seeds)[0])
         for p in tf.range(tf.shape(seeds)[0]):
             point = self._strategy.run(
                 self.space.combine, args=(coefficients[p], sigma[p], seeds[p])
@@ -446,12 +447,12 @@ def dataset_surface(
     model,
     weights,
     dataset,
-    split: declared.Split = "test",
+    split: schema.Split = "test",
     modules: tuple[str, ...] | None = None,
-    batch_size: declared.Count = 256,
+    batch_size: schema.Count = 256,
     reestimate_batch_norm: bool = True,
     strategy=None,
-    memory_budget: declared.NotNegative = 4.0,
+    memory_budget: schema.NotNegative = 4.0,
     jit_compile: bool | None = None,
 ):
     """Returns the `LossSurface` of a data set's loss, accuracy and AUC.

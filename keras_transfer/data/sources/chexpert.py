@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.encoded import EncodedImages
+from keras_transfer.data.image_files import EncodedImages
 from keras_transfer.errors import UserError
 
 FINDINGS = (

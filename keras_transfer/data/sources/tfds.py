@@ -15,8 +15,8 @@ import struct
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.encoded import EncodedImages, digest
-from keras_transfer.data.storage import cached
+from keras_transfer.data.cache import cached
+from keras_transfer.data.image_files import EncodedImages, digest
 from keras_transfer.errors import UserError
 
 _MANUAL_FILES = {

@@ -9,16 +9,16 @@ from sklearn import metrics
 
 from keras_transfer import data, models
 from keras_transfer.analysis import LossSurface, Points, dataset_surface
-from keras_transfer.analysis import suffixes as module
-from keras_transfer.analysis.results import Results
-from keras_transfer.analysis.suffixes import (
+from keras_transfer.errors import UserError
+from keras_transfer.landscape import module_loss as module
+from keras_transfer.landscape.evaluations import Results
+from keras_transfer.landscape.module_loss import (
     Checkpoints,
     Perturbations,
     Suffixes,
     dataset_suffixes,
     parts,
 )
-from keras_transfer.errors import UserError
 from keras_transfer.models import module_chain
 
 layers = keras.layers

@@ -6,7 +6,7 @@ import tokenize
 
 import gin
 
-from keras_transfer import declared
+from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 
 
@@ -33,7 +33,7 @@ def parse(files, bindings):
         gin.parse_config_files_and_bindings(
             files, bindings, finalize_config=False
         )
-        declared.check_configuration()
+        schema.check_configuration()
         gin.finalize()
     except RecursionError as error:
         raise UserError(

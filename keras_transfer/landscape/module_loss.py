@@ -20,23 +20,24 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from keras_transfer import declared, objectives
-from keras_transfer.analysis import spread
-from keras_transfer.analysis.loss_surface import (
-    dataset_examples,
-    weighted_sums,
-)
-from keras_transfer.analysis.results import Results
-from keras_transfer.analysis.spread import SpreadBatches
-from keras_transfer.analysis.weight_space import FlatModule, check_weights
+from keras_transfer import objectives
+from keras_transfer.config import schema
 from keras_transfer.devices import Pace
 from keras_transfer.devices import jit_compile as jit_argument
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
+from keras_transfer.landscape import replicas
+from keras_transfer.landscape.evaluations import Results
+from keras_transfer.landscape.loss_surface import (
+    dataset_examples,
+    weighted_sums,
+)
+from keras_transfer.landscape.replicas import SpreadBatches
+from keras_transfer.landscape.weight_space import FlatModule, check_weights
 from keras_transfer.models import group, module_chain
 
 LEVELS = ("block", "group")
-Levels = Annotated[tuple[Literal["block", "group"], ...], declared.NotEmpty()]
+Levels = Annotated[tuple[Literal["block", "group"], ...], schema.NotEmpty()]
 # The end points of training, and the name of each one's epoch.
 END_POINTS = {"final": "last", "optimal": "best"}
 # Results are kept after each pass over the batches. A pass takes about so long,
@@ -324,7 +325,7 @@ class Suffixes:
         while any(map(len, todo.values())):
             size = _LEAST_PER_PASS
             # Workers must agree, which their clocks do not.
-            if self._seconds_per_round and not spread.has_other_workers(
+            if self._seconds_per_round and not replicas.has_other_workers(
                 self._strategy
             ):
                 fitting = _SECONDS_PER_PASS / self._seconds_per_round
@@ -356,10 +357,10 @@ class Suffixes:
         for count, chunk in self._batches:
             for j in range(count):
                 x, *rest = self._batch(tf.constant(j), *chunk)
-                real = spread.gather(self._strategy, rest[1], 0) > 0
+                real = replicas.gather(self._strategy, rest[1], 0) > 0
                 if self._whole is not None:
                     targets.append(
-                        spread.gather(self._strategy, rest[0], 0)[real]
+                        replicas.gather(self._strategy, rest[0], 0)[real]
                     )
                 for m in range(last + 1):
                     for part in points:
@@ -401,10 +402,12 @@ class Suffixes:
                 *(tf.constant(array[piece]) for array in points),
                 *batch,
             )
-            piece_sums = spread.gather(self._strategy, piece_sums, 0)
+            piece_sums = replicas.gather(self._strategy, piece_sums, 0)
             sums.append(piece_sums.sum(axis=0, dtype=np.float64))
             if self._whole is not None:
-                outputs.append(spread.gather(self._strategy, piece_outputs, 1))
+                outputs.append(
+                    replicas.gather(self._strategy, piece_outputs, 1)
+                )
         if self._whole is None:
             return np.concatenate(sums), None
         return np.concatenate(sums), np.concatenate(outputs)
@@ -415,7 +418,9 @@ class Suffixes:
         first = 0
         while first < num_points:
             size = (
-                1 if spread.has_other_workers(self._strategy) else pace.count()
+                1
+                if replicas.has_other_workers(self._strategy)
+                else pace.count()
             )
             piece = slice(first, min(first + size, num_points))
             began = time.perf_counter()
@@ -486,8 +491,8 @@ class Suffixes:
             [P, b, C] (an empty list if nobody wants them), float32.
         """
         num_points = tf.shape(seeds)[0]
-        sums = spread.arrays(self._strategy, num_points)
-        outputs = spread.arrays(self._strategy, num_points)
+        sums = replicas.arrays(self._strategy, num_points)
+        outputs = replicas.arrays(self._strategy, num_points)
         own = self._modules[part.start : part.stop]
         # Kept from one perturbation to the next, as they seldom change.
         noise, drawn = [tf.zeros([m.size]) for m in own], seeds[0] - 1
@@ -511,9 +516,9 @@ class Suffixes:
                 functools.partial(self._measure_on_replica, part),
                 args=(perturbed, after, *batch),
             )
-            sums = spread.write(self._strategy, sums, p, row)
+            sums = replicas.write(self._strategy, sums, p, row)
             if self._whole is not None:
-                outputs = spread.write(self._strategy, outputs, p, output)
+                outputs = replicas.write(self._strategy, outputs, p, output)
         sums = [array.stack()[None] for array in sums]
         if self._whole is None:
             return sums, []
@@ -554,12 +559,12 @@ class Suffixes:
 def dataset_suffixes(
     model,
     dataset,
-    split: declared.Split = "train",
-    num_examples: declared.Count | None = None,
+    split: schema.Split = "train",
+    num_examples: schema.Count | None = None,
     with_auc: bool = True,
-    batch_size: declared.Count = 256,
+    batch_size: schema.Count = 256,
     strategy=None,
-    memory_budget: declared.NotNegative = 4.0,
+    memory_budget: schema.NotNegative = 4.0,
     jit_compile: bool | None = None,
 ):
     """Returns the `Suffixes` of a data set's loss, accuracy, error and AUC.

@@ -10,10 +10,10 @@ import gin
 import numpy as np
 from tqdm import tqdm
 
-from keras_transfer.analysis.loss_surface import dataset_surface
-from keras_transfer.analysis.spread import on_replicas
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
+from keras_transfer.landscape.loss_surface import dataset_surface
+from keras_transfer.landscape.replicas import on_replicas
 from keras_transfer.runs import Run
 
 # What a model was before it was trained on the target (paper section 2).

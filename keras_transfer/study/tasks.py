@@ -13,7 +13,7 @@ import keras
 from absl import logging
 from tqdm import tqdm
 
-from keras_transfer import config, locking
+from keras_transfer import config, files
 from keras_transfer.analysis import analyze
 from keras_transfer.errors import UserError
 from keras_transfer.runs import write_text
@@ -88,7 +88,7 @@ def carry_out(job, loaded=None, seconds=0.0):
     Raises:
         UserError: if another process works in the directory.
     """
-    with locking.hold(job.path, seconds):
+    with files.hold(job.path, seconds):
         old = read_record(job.path)
         if not stands(old, job.identity):
             # Another configuration's, or made from what has been made anew.
@@ -148,7 +148,7 @@ def give_up(job, reason, seconds=0.0):
     Raises:
         UserError: if another process works in the directory.
     """
-    with locking.hold(job.path, seconds):
+    with files.hold(job.path, seconds):
         record = read_record(job.path)
         spent = record.get("seconds", 0.0)
         _fail(job, job.identity | {"seconds": spent}, f"{reason}\n")
@@ -169,7 +169,7 @@ def _clear(directory):
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != locking.NAME:
+        elif path.name != files.NAME:
             path.unlink()
 
 

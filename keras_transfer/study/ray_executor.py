@@ -10,7 +10,7 @@ import gin
 
 from keras_transfer import memory
 from keras_transfer.errors import UserError
-from keras_transfer.study import jobs
+from keras_transfer.study import tasks
 from keras_transfer.training.interruption import DeferredSignals
 
 # A lost worker's process may live on for a while, and hold its directory.
@@ -106,7 +106,7 @@ class OnRay:
         except errors.RayTaskError as error:
             raise error.cause from error
         except errors.RayError as error:
-            jobs.give_up(
+            tasks.give_up(
                 job,
                 f"Its worker was lost {self._max_retries + 1} times, which is "
                 "all that OnRay.max_retries allows. Most likely it has too "
@@ -198,4 +198,4 @@ def _work(job):
     """Runs in a worker's process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     memory.keep_freed()
-    jobs.carry_out(job, seconds=_SECONDS_FOR_LOCK)
+    tasks.carry_out(job, seconds=_SECONDS_FOR_LOCK)

@@ -3,7 +3,8 @@ import typing
 import gin
 import pytest
 
-from keras_transfer import config, declared
+from keras_transfer import config
+from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 
 
@@ -29,11 +30,11 @@ def declared_consumer(
     factories: tuple[Makes, ...] = (),
     table: dict | tuple = (),
     ratio=0.5,
-    split: declared.Split | None = "test",
-    seed: declared.Seed = 0,
-    several: tuple[declared.Several, ...] = (),
-    positive: declared.Positive = 1.0,
-    splits: declared.Splits = ("test",),
+    split: schema.Split | None = "test",
+    seed: schema.Seed = 0,
+    several: tuple[schema.Several, ...] = (),
+    positive: schema.Positive = 1.0,
+    splits: schema.Splits = ("test",),
 ):
     return locals()
 
@@ -216,4 +217,4 @@ def test_the_same_reference_twice_is_no_loop():
 
 
 def test_values_of_a_function_without_a_signature():
-    declared.check_values(dict.fromkeys, {"x": 1}, "fromkeys")
+    schema.check_values(dict.fromkeys, {"x": 1}, "fromkeys")

@@ -8,17 +8,17 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data import chexpert, tfds
-from keras_transfer.data.encoded import (
+from keras_transfer.data.cache import Images
+from keras_transfer.data.image_files import (
     EncodedDataset,
     EncodedSplit,
     check,
     decode,
 )
-from keras_transfer.data.folder import list_folder
 from keras_transfer.data.pipeline import Dataset, Split
 from keras_transfer.data.preprocessing import Fit, Info, shuffle_function
-from keras_transfer.data.storage import Images
+from keras_transfer.data.sources import chexpert, tfds
+from keras_transfer.data.sources.folder import list_folder
 from keras_transfer.errors import UserError
 
 # Names of shipped datasets and how many of their examples are held out.

@@ -32,7 +32,8 @@ import numpy as np
 import tensorflow as tf
 from gin import config_parser
 
-from keras_transfer import data, declared
+from keras_transfer import data
+from keras_transfer.config import schema
 from keras_transfer import models as _models  # noqa: F401, its layers load
 from keras_transfer.errors import UserError
 
@@ -377,7 +378,7 @@ class Run:
         arguments = self._description("arguments")
         with self._damaged(self._data_path):
             inspect.signature(data.load).bind(**arguments)
-            declared.check_values(data.load, arguments, "load")
+            schema.check_values(data.load, arguments, "load")
         return data.load(**arguments)
 
     def info(self):

@@ -1,0 +1,1 @@
+"""The engines: the loss at many points of parameter space."""
