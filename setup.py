@@ -30,6 +30,7 @@ setup(
         "tensorflow-probability>=0.25,<0.26",
         "tf-keras>=2.20,<2.22",
         "absl-py",
+        "filelock>=3.30",
         "gin-config>=0.5",
         # tensorflow-datasets needs it to prepare data, and does not say so.
         "importlib_resources",
@@ -38,6 +39,8 @@ setup(
         "mlxtend",
         "numpy",
         "pandas",
+        "pydantic>=2",
+        "safetensors",
         "scikit-learn",
         "scipy",
         "threadpoolctl",

@@ -81,7 +81,7 @@ def finished(tmp_path_factory):
 def test_second_command_says_who_works_there(tmp_path):
     flags = [*LONG_EPOCHS, f"--work_dir={tmp_path}/run"]
     first = commands.start("train", *flags)
-    lock = tmp_path / "run" / files.NAME
+    lock = tmp_path / "run" / files.LOCK_NAME
     wait_for(lambda: lock.exists() and lock.read_text(), first)
     for command in ("train", "analyze", "reproduce"):
         status, _, errors = commands.run(command, *flags)
@@ -101,7 +101,7 @@ def test_second_command_says_who_works_there(tmp_path):
 
 def test_lock_leaves_no_trace_in_a_directory_that_stays_empty(tmp_path):
     with files.hold(tmp_path / "a" / "b"):
-        assert os.listdir(tmp_path / "a" / "b") == [files.NAME]
+        assert os.listdir(tmp_path / "a" / "b") == [files.LOCK_NAME]
     assert os.listdir(tmp_path / "a") == []
 
 
@@ -111,7 +111,7 @@ def test_task_held_by_another_process_is_not_touched(tmp_path, monkeypatch):
     tasks = tiny().tasks()
     script = (
         "import sys, time\n"
-        "from keras_transfer import locking\n"
+        "from keras_transfer import files\n"
         "with files.hold(sys.argv[1]):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(600)\n"
@@ -126,7 +126,7 @@ def test_task_held_by_another_process_is_not_touched(tmp_path, monkeypatch):
     try:
         with pytest.raises(UserError, match=f"by process {process.pid} on"):
             Runner(tmp_path, tasks).run()
-        assert os.listdir(held) == [files.NAME]
+        assert os.listdir(held) == [files.LOCK_NAME]
     finally:
         process.kill()
         process.communicate()

@@ -36,6 +36,7 @@ from keras_transfer import data
 from keras_transfer.config import schema
 from keras_transfer import models as _models  # noqa: F401, its layers load
 from keras_transfer.errors import UserError
+from keras_transfer.files import write_text, writing
 
 _EPOCH_DIRECTORY = re.compile(r"epoch-(\d{4,})")
 # What TensorFlow raises for a damaged checkpoint; of one that is cut short, an
@@ -47,66 +48,6 @@ _UNREADABLE = (
     IndexError,
     RuntimeError,
 )
-
-
-@contextlib.contextmanager
-def writing(path):
-    """Turns what stops a write, such as a full disk, into a plain sentence.
-
-    Args:
-        path: what is written in the block, to name it.
-
-    Raises:
-        UserError: instead of an OSError or an error of TensorFlow.
-    """
-    try:
-        yield
-    except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"{path} cannot be written: {reason.rstrip('.')}. Mend that and "
-            "run the same command again; what was written before is kept."
-        ) from error
-
-
-@contextlib.contextmanager
-def appearing(path):
-    """Gives a path aside; the file written there takes its place when whole.
-
-    Args:
-        path: where the file will be; its directory exists.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    path = pathlib.Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        try:
-            yield aside
-            os.replace(aside, path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
-
-
-def write_text(path, text):
-    """Writes a text file whole or not at all.
-
-    Args:
-        path: where the file will be; its directory exists.
-        text: str, the content.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    with (
-        appearing(path) as aside,
-        open(aside, "w", encoding="utf-8", newline="") as file,
-    ):
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class Summaries:

@@ -169,7 +169,7 @@ def _clear(directory):
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != files.NAME:
+        elif path.name != files.LOCK_NAME:
             path.unlink()
 
 
