@@ -1,4 +1,7 @@
+import collections
+import pathlib
 import typing
+from typing import Literal
 
 import gin
 import pytest
@@ -35,6 +38,12 @@ def declared_consumer(
     several: tuple[schema.Several, ...] = (),
     positive: schema.Positive = 1.0,
     splits: schema.Splits = ("test",),
+    side: Literal[1, 3] | None = None,
+    path: str | pathlib.Path | None = None,
+    made: Made | str | None = None,
+    pairs: tuple[tuple[float, float], ...] = (),
+    unknown: collections.OrderedDict | typing.Callable = None,
+    listed: list = None,
 ):
     return locals()
 
@@ -101,6 +110,16 @@ def _parse(*bindings):
         "splits = ['train']",
         "count = @declared_any()",
         "names = [@declared_any()]",
+        "side = 3",
+        "side = @declared_any()",
+        "path = 'x'",
+        "made = 'x'",
+        "made = @declared_any()",
+        "pairs = [[0, 1.5], (2, 3)]",
+        "pairs = [[0, @declared_any()]]",
+        "unknown = 3",
+        "listed = 3",
+        f"count = {2**63 - 1}",
     ],
 )
 def test_what_is_declared_passes(binding):
@@ -151,6 +170,22 @@ def test_what_is_declared_passes(binding):
         ("factory = @DeclaredMade()", "Received: @DeclaredMade()"),
         ("factories = [@DeclaredMade, 'x']", "must be a list, each"),
         ("factories = @DeclaredMade", "must be a list, each"),
+        ("rate = True", "must be a finite number. Received: True"),
+        ("count = '3'", "must be a whole number. Received: '3'"),
+        ("count = 3.0", "must be a whole number. Received: 3.0"),
+        ("side = 2", "must be 1 or 3 or None. Received: 2"),
+        ("side = True", "must be 1 or 3 or None. Received: True"),
+        ("side = 3.0", "must be 1 or 3 or None. Received: 3.0"),
+        ("path = 3", "must be text in quotes or None. Received: 3"),
+        (
+            "made = 3",
+            "must be a reference such as @name() to what makes a Made or text "
+            "in quotes or None. Received: 3",
+        ),
+        ("made = @DeclaredMade", "Received: @DeclaredMade"),
+        ("made = @declared_consumer", "Received: @declared_consumer"),
+        ("pairs = [[0, 1], [2, 'x']]", "each a list of 2, each a finite num"),
+        ("pairs = [[0, 1, 2]]", "each a list of 2, each a finite number."),
     ],
 )
 def test_what_is_not_declared_is_named(binding, words):
@@ -181,6 +216,10 @@ def test_brackets_need_all_arguments():
     with pytest.raises(UserError, match="bind DeclaredMade.size"):
         _parse(binding)
     _parse(binding, "DeclaredMade.size = 1")
+
+
+def test_what_makes_a_class_or_one_below_it():
+    _parse("declared_consumer.made = @DeclaredMade()", "DeclaredMade.size = 1")
 
 
 def test_macros_are_followed():
@@ -218,3 +257,23 @@ def test_the_same_reference_twice_is_no_loop():
 
 def test_values_of_a_function_without_a_signature():
     schema.check_values(dict.fromkeys, {"x": 1}, "fromkeys")
+
+
+def test_arguments_of_a_call_from_python():
+    def train(
+        epochs: schema.Count = gin.REQUIRED,
+        factory: Makes | None = None,
+        ds: tuple[Made, ...] = (),
+    ):
+        schema.check_arguments(train, locals())
+
+    train(3, lambda size, seed: Made(), [Made()])
+    train()
+    for arguments, words in (
+        ((0,), "^train.epochs must be a whole number of at least 1. Rec.*: 0$"),
+        ((True,), "train.epochs must be"),
+        ((3, "x"), "train.factory must be a reference"),
+        ((3, None, [3]), "train.ds must be a list, each a reference"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train(*arguments)

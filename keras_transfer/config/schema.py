@@ -6,67 +6,42 @@ The annotation of a parameter says what a gin file may bind it to:
     tuple                               a list
     tuple[int, ...], tuple[float, float]    a list of these
     Literal["a", "b"]                   one of these
-    Annotated[int, Range(least=1)]      what lies in a range, or in whatever
-                                        else tells with `in` and has a str
+    Annotated[int, Ge(1)]               what pydantic checks, if `_BOUNDS` has
+                                        words for it
     a typing.Protocol                   a reference to what takes arguments of
                                         the same names as its `__call__`, and
                                         makes the same as far as is declared
+    another class                       a reference with brackets to what makes
+                                        one
 
-or, with |, one of several. Of other annotations nothing is known. Macros and
+or, with |, one of several. Of other annotations nothing is known. Values are
+checked by pydantic, strictly: True is not 1 and "3" is not 3. Macros and
 references with brackets are followed as far as they can be without a call.
 """
 
-import dataclasses
+import functools
 import inspect
-import math
-import sys
+import os
 import types
 import typing
 
+import annotated_types
 import gin
+import pydantic
 
+from keras_transfer.errors import UserError
 
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """What a number must lie in: `least` <= number <= `most`, `above` < it."""
-
-    least: float = -math.inf
-    most: float = math.inf
-    above: float = -math.inf
-
-    def __contains__(self, number):
-        return self.least <= number <= self.most and number > self.above
-
-    def __str__(self):
-        if self.most < math.inf:
-            return f"from {self.least} to {self.most}"
-        if self.above > -math.inf:
-            return f"above {self.above}"
-        return f"of at least {self.least}"
-
-
-class NotEmpty:
-    """Holds whatever is not empty."""
-
-    def __contains__(self, value):
-        return bool(value)
-
-    def __str__(self):
-        return "(one or more)"
-
-
-Natural = typing.Annotated[int, Range(least=0)]
-Count = typing.Annotated[int, Range(least=1)]
-Several = typing.Annotated[int, Range(least=2)]
+NotEmpty = functools.partial(annotated_types.MinLen, 1)
+Natural = typing.Annotated[int, annotated_types.Ge(0)]
+Count = typing.Annotated[int, annotated_types.Ge(1)]
+Several = typing.Annotated[int, annotated_types.Ge(2)]
 # What NumPy takes.
-Seed = typing.Annotated[int, Range(least=0, most=2**32 - 1)]
-NotNegative = typing.Annotated[float, Range(least=0)]
-Positive = typing.Annotated[float, Range(above=0)]
+Seed = typing.Annotated[int, annotated_types.Interval(ge=0, le=2**32 - 1)]
+NotNegative = typing.Annotated[float, annotated_types.Ge(0)]
+Positive = typing.Annotated[float, annotated_types.Gt(0)]
 Split = typing.Literal["test", "train"]
 Splits = typing.Annotated[tuple[Split, ...], NotEmpty()]
 
-# Not infinite, not NaN, and no whole number beyond what a float can hold.
-_LARGEST = sys.float_info.max
 _WORDS = {
     bool: "True or False",
     int: "a whole number",
@@ -76,6 +51,16 @@ _WORDS = {
     tuple: "a list",
     type(None): "None",
 }
+_BOUNDS = {
+    annotated_types.Ge: lambda b: f"of at least {b.ge}",
+    annotated_types.Gt: lambda b: f"above {b.gt}",
+    annotated_types.Interval: lambda b: f"from {b.ge} to {b.le}",
+    annotated_types.MinLen: lambda b: "(one or more)",
+}
+
+
+class _LackingError(Exception):
+    """No ValueError, of which pydantic makes one of its own."""
 
 
 def check_configuration():
@@ -99,7 +84,8 @@ def check_configuration():
         name = selector.rpartition(".")[2]
         check_values(gin.get_configurable(selector), values, name)
     for reference in evaluated:
-        _check_complete(reference, ())
+        if lacking := _lacking(reference, ()):
+            raise ValueError(lacking)
 
 
 def check_values(function, values, name):
@@ -116,10 +102,32 @@ def check_values(function, values, name):
     parameters = _parameters(function) or {}
     for key in filter(parameters.__contains__, values):
         kind, value = _kind(parameters[key]), _followed(values[key])
-        if _is_known(kind) and not _is_a(value, kind):
+        if value is gin.REQUIRED or not _is_known(kind):
+            continue
+        try:
+            _adapter(kind).validate_python(value)
+        except pydantic.ValidationError:
             raise ValueError(
                 f"{name}.{key} must be {_words(kind)}. Received: {value!r}"
-            )
+            ) from None
+        except _LackingError as error:
+            raise ValueError(str(error)) from None
+
+
+def check_arguments(function, arguments):
+    """Checks what a function was called with from Python, as gin's values are.
+
+    Args:
+        function: the one that is called.
+        arguments: {parameter: value}; its `locals()` at the beginning.
+
+    Raises:
+        UserError: if a value is not what its parameter is declared to take.
+    """
+    try:
+        check_values(function, arguments, function.__name__)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _parameters(function):
@@ -137,15 +145,22 @@ def _kind(parameter):
     # A float or bool tells what is meant; other defaults often stand beside
     # values of another type.
     kind = type(parameter.default)
-    return kind if kind in (bool, float) else parameter.empty
+    return kind if kind in (bool, float) else typing.Any
 
 
 def _is_known(kind):
     if _is_union(kind) or _is_list(kind):
         return all(map(_is_known, _parts(kind)))
-    if _is_bounded(kind) or _is_choice(kind):
+    if _is_bounded(kind):
+        bare, bounds = _parts(kind)
+        return _is_known(bare) and type(bounds) in _BOUNDS
+    if _is_choice(kind) or kind in _WORDS:
         return True
-    return kind in _WORDS or _is_protocol(kind)
+    # Of a built-in class there is no telling what else would do.
+    return inspect.isclass(kind) and kind.__module__ not in (
+        "builtins",
+        "typing",
+    )
 
 
 def _is_union(kind):
@@ -166,61 +181,131 @@ def _is_list(kind):
     return typing.get_origin(kind) is tuple
 
 
+def _is_protocol(kind):
+    return getattr(kind, "_is_protocol", False)
+
+
+def _is_path(kind):
+    return inspect.isclass(kind) and issubclass(kind, os.PathLike)
+
+
 def _parts(kind):
     """Returns the kinds in a union or in tuple[...]."""
     return [part for part in typing.get_args(kind) if part is not Ellipsis]
 
 
-def _is_protocol(kind):
-    return getattr(kind, "_is_protocol", False)
-
-
 def _words(kind):
     parts = _parts(kind)
     if _is_union(kind):
-        return " or ".join(map(_words, parts))
+        # A path and its text are one to a gin file.
+        return " or ".join(dict.fromkeys(map(_words, parts)))
     if _is_choice(kind):
         return " or ".join(map(repr, parts))
     if _is_bounded(kind):
-        return f"{_words(parts[0])} {parts[1]}"
+        bare, bounds = parts
+        return f"{_words(bare)} {_BOUNDS[type(bounds)](bounds)}"
     if _is_list(kind):
         count = "" if Ellipsis in typing.get_args(kind) else f" of {len(parts)}"
         return f"a list{count}, each {_words(parts[0])}"
-    if not _is_protocol(kind):
-        return _WORDS[kind]
-    names = ", ".join(_called_with(kind)) or "no argument"
-    made = _returned(kind.__call__)
-    makes = f" and makes a {made.__name__}" if made else ""
-    return f"a reference such as @name to what takes {names}{makes}"
-
-
-def _is_a(value, kind):
-    if _is_union(kind):
-        return any(_is_a(value, part) for part in _parts(kind))
-    value = _followed(value)
-    if isinstance(value, gin.config.ConfigurableReference):
-        if _is_protocol(kind):
-            return not value.evaluate and _can_be_called(value, kind)
-        return value.evaluate and _may_make(value, kind)
     if _is_protocol(kind):
-        return False
-    if _is_list(kind):
-        return _is_list_of(value, kind)
-    if _is_choice(kind):
-        return value in _parts(kind)
+        names = ", ".join(_called_with(kind)) or "no argument"
+        made = _returned(kind.__call__)
+        makes = f" and makes a {made.__name__}" if made else ""
+        return f"a reference such as @name to what takes {names}{makes}"
+    if _is_path(kind):
+        return _WORDS[str]
+    if kind in _WORDS:
+        return _WORDS[kind]
+    return f"a reference such as @name() to what makes a {kind.__name__}"
+
+
+# Values.
+
+
+@functools.cache
+def _adapter(kind):
+    """Returns the `pydantic.TypeAdapter` of a known kind."""
+    config = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
+    return pydantic.TypeAdapter(_checked(kind), config=config)
+
+
+def _checked(kind):
+    """Returns a kind as pydantic is to check it."""
+    if _is_union(kind):
+        return typing.Union[tuple(map(_checked, _parts(kind)))]  # noqa: UP007
+    if _is_protocol(kind):
+        return typing.Annotated[typing.Any, _made_for(kind)]
+    return typing.Annotated[_value(kind), _or_reference(kind)]
+
+
+def _value(kind):
+    """Returns how pydantic checks what is no reference."""
     if _is_bounded(kind):
         bare, bounds = _parts(kind)
-        return _is_a(value, bare) and value in bounds
-    if kind is tuple:
-        return isinstance(value, (list, tuple))
-    if kind in (int, float) and isinstance(value, bool):
-        return False
+        return typing.Annotated[_value(bare), bounds]
+    if kind is tuple or _is_list(kind):
+        parts = [
+            part if part is Ellipsis else _checked(part)
+            for part in typing.get_args(kind)
+        ]
+        bare = tuple[tuple(parts)] if parts else tuple
+        return typing.Annotated[bare, pydantic.BeforeValidator(_as_tuple)]
+    if _is_choice(kind):
+        same = pydantic.BeforeValidator(_of_a_class_in(_parts(kind)))
+        return typing.Annotated[kind, same]
     if kind is float:
-        return isinstance(value, (int, float)) and abs(value) <= _LARGEST
+        return pydantic.FiniteFloat
     if kind is int:
         # What TensorFlow and NumPy count with.
-        return isinstance(value, int) and abs(value) < 2**63
-    return isinstance(value, kind)
+        within = annotated_types.Interval(gt=-(2**63), lt=2**63)
+        return typing.Annotated[int, within]
+    return str | os.PathLike if _is_path(kind) else kind
+
+
+def _as_tuple(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _of_a_class_in(choices):
+    classes = tuple(map(type, choices))
+
+    def check(value):
+        # True would pass for 1.
+        if type(value) not in classes:
+            raise ValueError
+        return value
+
+    return check
+
+
+def _or_reference(kind):
+    """Returns a validator that has a reference judged by what it makes."""
+
+    def check(value, check_value):
+        value = _followed(value)
+        if not isinstance(value, gin.config.ConfigurableReference):
+            return check_value(value)
+        if not value.evaluate or not _may_make(value, kind):
+            raise ValueError
+        return value
+
+    return pydantic.WrapValidator(check)
+
+
+def _made_for(protocol):
+    """Returns a validator of what is to be called as a protocol is."""
+
+    def check(value):
+        value = _followed(value)
+        if isinstance(value, gin.config.ConfigurableReference):
+            fits = not value.evaluate and _can_be_called(value, protocol)
+        else:
+            fits = callable(value)  # Passed from Python.
+        if not fits:
+            raise ValueError
+        return value
+
+    return pydantic.PlainValidator(check)
 
 
 def _may_make(reference, kind):
@@ -231,15 +316,6 @@ def _may_make(reference, kind):
     while typing.get_origin(kind):
         kind = _parts(kind)[0] if _is_bounded(kind) else typing.get_origin(kind)
     return made is None or issubclass(made, kind)
-
-
-def _is_list_of(value, kind):
-    if not isinstance(value, (list, tuple)):
-        return False
-    elements = _parts(kind)
-    if Ellipsis in typing.get_args(kind):
-        elements *= len(value)
-    return len(value) == len(elements) and all(map(_is_a, value, elements))
 
 
 # References.
@@ -279,23 +355,24 @@ def _check_no_loop(reference, path, checked):
             _check_no_loop(inner, path, checked)
 
 
-def _check_complete(reference, supplied):
-    """Checks that a call that passes `supplied` has all its arguments."""
+def _lacking(reference, supplied):
+    """Returns what a call that passes `supplied` lacks, "" if nothing."""
     parameters = _parameters(reference.configurable.wrapped) or {}
     known = {*supplied, *_bindings(reference)}
     for name, parameter in parameters.items():
         if (
-            parameter.default is parameter.empty
-            and parameter.kind not in (parameter.VAR_KEYWORD, _POSITIONAL)
-            and name not in known
+            parameter.default is not parameter.empty
+            or parameter.kind in (parameter.VAR_KEYWORD, _POSITIONAL)
+            or name in known
         ):
-            what = (
-                f"{reference!r} is not defined; give it a value"
-                if _is_macro(reference)
-                else f"{reference!r} lacks an argument; bind "
-                f"{reference.selector}.{name}"
-            )
-            raise ValueError(f"{what}.")
+            continue
+        if _is_macro(reference):
+            return f"{reference!r} is not defined; give it a value."
+        return (
+            f"{reference!r} lacks an argument; bind "
+            f"{reference.selector}.{name}."
+        )
+    return ""
 
 
 _POSITIONAL = inspect.Parameter.VAR_POSITIONAL
@@ -305,7 +382,7 @@ def _can_be_called(reference, protocol):
     """Returns whether a reference can be called as a protocol is.
 
     Raises:
-        ValueError: if it can, save for an argument that nothing binds.
+        _LackingError: if it can, save for an argument that nothing binds.
     """
     function = reference.configurable.wrapped
     parameters, supplied = _parameters(function), _called_with(protocol)
@@ -319,7 +396,8 @@ def _can_be_called(reference, protocol):
     expected, made = _returned(protocol.__call__), _returned(function)
     if expected and made and not issubclass(made, expected):
         return False
-    _check_complete(reference, supplied)
+    if lacking := _lacking(reference, supplied):
+        raise _LackingError(lacking)
     return True
 
 
