@@ -10,13 +10,20 @@ from keras_transfer.models.fixup import (
     fixup_resnet101,
     fixup_resnet152,
 )
+from keras_transfer.models.logits import logits_model
 from keras_transfer.models.modules import Module, group, head, module_chain
 from keras_transfer.models.transfer import initialize_from
+from keras_transfer.models.weights import (
+    assign_weights,
+    named_weights,
+    parameters,
+)
 
 __all__ = [
     "Module",
     "ScalarBias",
     "ScalarScale",
+    "assign_weights",
     "fixup_resnet",
     "fixup_resnet18",
     "fixup_resnet34",
@@ -26,5 +33,8 @@ __all__ = [
     "group",
     "head",
     "initialize_from",
+    "logits_model",
     "module_chain",
+    "named_weights",
+    "parameters",
 ]
