@@ -165,7 +165,7 @@ def test_stretches_of_files_are_read(tmp_path):
     contents = [b"first", b"", b"the third"]
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"##" + b"".join(contents))
-    images = data.encoded.EncodedImages(
+    images = data.image_files.EncodedImages(
         (str(tmp_path / "a"), str(tmp_path / "b")),
         "key",
         np.array([1, 0, 0]),
@@ -190,5 +190,5 @@ def test_stretches_of_files_are_read(tmp_path):
 
 def test_what_can_be_decoded_is_found_out_once(load, root, monkeypatch):
     load()
-    monkeypatch.setattr(data.encoded, "_read_all", None)
+    monkeypatch.setattr(data.image_files, "_read_all", None)
     assert load().info.num_train == TRAIN

@@ -81,7 +81,7 @@ def test_domainnet_is_read_from_tfds_files(domainnet_dir, tmp_path):
 def test_index_and_copy_give_the_same(domainnet_dir, tmp_path, monkeypatch):
     root, _ = domainnet_dir
     indexed = _load("domainnet/real", root, tmp_path / "a")
-    monkeypatch.setattr(data.tfds, "_record_files", lambda *_: None)
+    monkeypatch.setattr(data.sources.tfds, "_record_files", lambda *_: None)
     copied = _load("domainnet/real", root, tmp_path / "b")
     assert copied.train.images.paths != indexed.train.images.paths
     assert _contents(copied.train) == _contents(indexed.train)

@@ -7,6 +7,7 @@ from keras_transfer.data.augment import (
     random_flip,
     random_resized_crop,
 )
+from keras_transfer.data.examples import Examples, ExampleSplit
 from keras_transfer.data.loading import count, load
 from keras_transfer.data.pipeline import Dataset, Split
 from keras_transfer.data.preprocessing import Info, preprocess
@@ -19,6 +20,8 @@ from keras_transfer.data.shuffle import (
 __all__ = [
     "Augmentation",
     "Dataset",
+    "ExampleSplit",
+    "Examples",
     "Info",
     "Split",
     "block_shuffle",

@@ -1,6 +1,7 @@
 """Where decoded images are kept: in memory, or in a cache folder."""
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -24,10 +25,15 @@ class Images:
     Attributes:
         array: uint8 `[n, size, size, c]`, memory-mapped or a read-only view of
             a tensor.
+
+    Args:
+        array: The images.
+        digest: Text that changes with the images; None for one of their bytes.
     """
 
-    def __init__(self, array):
+    def __init__(self, array, digest=None):
         self.array = array
+        self._digest = digest
         if self.in_memory:
             # Host memory, even beside a GPU. The view lets go of the original,
             # so that images are held once.
@@ -39,6 +45,17 @@ class Images:
     def in_memory(self):
         """Whether the images are in memory rather than in a file."""
         return not isinstance(self.array, np.memmap)
+
+    @functools.cached_property
+    def digest(self):
+        """Text that changes with the images."""
+        if self._digest is not None:
+            return self._digest
+        state = hashlib.blake2b(str(self.array.shape).encode())
+        for start in range(0, len(self.array), 1024):
+            part = self.array[start : start + 1024]
+            state.update(np.ascontiguousarray(part))
+        return state.hexdigest()
 
     def gather(self, rows):
         """Fetches the images of a batch, inside a `tf.data` function.
@@ -100,10 +117,11 @@ def store(shape, fill, key, memory_budget, cache_dir=None):
         UserError: If the cache folder has no room or cannot be written.
     """
     num_bytes = int(np.prod(shape, dtype=np.int64))
+    digest = _digest([shape, key])
     if num_bytes <= memory_budget * 2**30:
         array = np.zeros(shape, np.uint8)
         valid = fill(array)
-        return Images(array), valid
+        return Images(array, digest), valid
 
     def write(folder):
         images = np.lib.format.open_memmap(
@@ -121,7 +139,7 @@ def store(shape, fill, key, memory_budget, cache_dir=None):
             raise ValueError(f"images are {images.dtype} {images.shape}")
         if (valid.shape, valid.dtype) != (images.shape[:1], np.bool_):
             raise ValueError(f"validity is {valid.dtype} {valid.shape}")
-        return Images(images), valid
+        return Images(images, digest), valid
 
     try:
         return cached([shape, key], write, read, num_bytes, cache_dir)
@@ -153,9 +171,8 @@ def cached(key, write, read, num_bytes, cache_dir=None):
     Raises:
         UserError: If the cache folder has no room or cannot be written.
     """
-    digest = hashlib.sha256(json.dumps([_FORMAT, key]).encode()).hexdigest()
     folder = Path(cache_dir or DEFAULT_CACHE_DIR).expanduser()
-    entry = folder / digest[:32]
+    entry = folder / _digest(key)[:32]
 
     def try_read():
         try:
@@ -181,6 +198,10 @@ def cached(key, write, read, num_bytes, cache_dir=None):
             f"{num_bytes / 2**30:.2f} GiB cannot be cached in {folder}. "
             f"Received: {error}. Choose another cache_dir."
         ) from error
+
+
+def _digest(key):
+    return hashlib.sha256(json.dumps([_FORMAT, key]).encode()).hexdigest()
 
 
 def _write_whole(entry, write, num_bytes):

@@ -15,14 +15,9 @@ from absl import logging
 
 from keras_transfer.data.augment import augment
 from keras_transfer.data.cache import cached, store
-from keras_transfer.data.pipeline import (
-    PARALLEL_CALLS,
-    Dataset,
-    Split,
-    mix,
-    prefetch,
-)
+from keras_transfer.data.pipeline import Dataset, Split, mix
 from keras_transfer.data.preprocessing import Fit, normalize
+from keras_transfer.data.streams import PARALLEL_CALLS, prefetch
 from keras_transfer.errors import UserError
 
 _BATCH = 64  # Images handed from tf.data to Python at a time.

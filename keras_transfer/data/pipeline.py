@@ -10,8 +10,8 @@ very stream it left.
 
 import dataclasses
 import functools
+import hashlib
 import math
-import os
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from keras_transfer.data.augment import augment, check_augmentation
 from keras_transfer.data.cache import Images, unnamed_file
+from keras_transfer.data.examples import Examples, ExampleSplit
 from keras_transfer.data.preprocessing import (
     Info,
     center_crop,
@@ -27,11 +28,8 @@ from keras_transfer.data.preprocessing import (
     shuffle_function,
     to_uint8,
 )
+from keras_transfer.data.streams import PARALLEL_CALLS, in_order
 from keras_transfer.errors import UserError
-
-# Threads that make batches; see `prefetch`.
-PARALLEL_CALLS = os.cpu_count() or 1
-_PREFETCHED = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +75,7 @@ class Split:
 
         Args:
             function: Takes uint8 images `[b, size, size, c]`, returns as many.
-            cache_dir: Folder for that file; see `storage.cached`.
+            cache_dir: Folder for that file; see `cache.cached`.
 
         Raises:
             OSError: If there is no room for the file.
@@ -121,6 +119,13 @@ class Split:
         if targets.dtype.is_integer:
             targets = tf.one_hot(targets, num_classes)
         return targets
+
+    @property
+    def fingerprint(self):
+        """Text that changes with the stored images and which they are."""
+        state = hashlib.blake2b(self.images.digest.encode())
+        state.update(np.asarray(self.rows, np.int64).tobytes())
+        return state.hexdigest()
 
     @functools.cached_property
     def _tensors(self):
@@ -199,7 +204,7 @@ class Dataset:
             batch_size, seed, augmentation, mixup_alpha, **position
         )
         batches = self._load_batches(parts, augmentation)
-        return _finalize(batches, tf.data.INFINITE_CARDINALITY)
+        return in_order(batches, tf.data.INFINITE_CARDINALITY)
 
     def _load_batches(self, parts, augmentation):
         """Turns what `train_parts` gives into training batches."""
@@ -273,7 +278,7 @@ class Dataset:
             )
 
         parts = tf.data.Dataset.counter(first_epoch).flat_map(epoch_parts)
-        return _finalize(parts, tf.data.INFINITE_CARDINALITY)
+        return in_order(parts, tf.data.INFINITE_CARDINALITY)
 
     def finish(self, part, augmentation):
         """Fetches, augments and normalizes one batch, inside a graph.
@@ -332,27 +337,60 @@ class Dataset:
         """
         num_parts = num_workers * num_replicas
         _check_batch_size(batch_size, num_parts)
-        source = self._blocks_moved
-        examples = {"train": source.train, "test": source.test}[split]
-        steps = -(-len(examples) // batch_size)
+        num_examples = len(self._split(split))
+        steps = -(-num_examples // batch_size)
         position = np.arange(steps * batch_size, dtype=np.int32).reshape(
             steps, num_parts, batch_size // num_parts
         )
 
         def finish(position):
-            real = position < len(examples)
-            images, targets = examples.fetch(
-                tf.where(real, position, 0), self._num_classes
-            )
-            images = center_crop(images, self.info.image_shape[0])
-            images = normalize(images, source.info)
-            return images, targets, tf.cast(real, tf.float32)
+            real = position < num_examples
+            examples = tf.where(real, position, 0)
+            return *self.evaluated(split, examples), tf.cast(real, tf.float32)
 
         batches = tf.data.Dataset.from_tensor_slices(
             _own(tf.constant(position), worker, num_replicas)
         )
         batches = batches.map(finish, num_parallel_calls=PARALLEL_CALLS)
-        return _finalize(batches, steps * num_replicas)
+        return in_order(batches, steps * num_replicas)
+
+    def evaluated(self, split, examples):
+        """Fetches examples as an evaluation sees them, inside a graph.
+
+        Args:
+            split: "test" or "train".
+            examples: int32 tensor `[b]`.
+
+        Returns:
+            Images float32 `[b, h, w, c]` and targets float32
+            `[b, num_classes]`.
+        """
+        source = self._blocks_moved
+        images, targets = source._split(split).fetch(
+            examples, self._num_classes
+        )
+        images = center_crop(images, self.info.image_shape[0])
+        return normalize(images, source.info), targets
+
+    @functools.cached_property
+    def examples(self):
+        """The `Examples` of what an evaluation sees: nothing is augmented."""
+        return Examples(
+            *(
+                ExampleSplit(
+                    _EvaluatedInputs(self, name),
+                    np.arange(len(split), dtype=np.int32),
+                    split.labels,
+                    self._num_classes,
+                )
+                for name, split in (("train", self.train), ("test", self.test))
+            ),
+            self.info.class_names,
+            self.info.multi_label,
+        )
+
+    def _split(self, name):
+        return {"train": self.train, "test": self.test}[name]
 
     @property
     def _num_classes(self):
@@ -387,6 +425,36 @@ class Dataset:
             return self
         info = dataclasses.replace(self.info, shuffle=None, block_size=None)
         return Dataset(info, train, test)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvaluatedInputs:
+    """Where `Dataset.examples` are fetched from; see `ExampleSplit.inputs`."""
+
+    dataset: Dataset
+    split: str
+
+    @property
+    def shape(self):
+        return self.dataset.info.image_shape
+
+    @property
+    def fingerprint(self):
+        # Of how images are prepared, all that their inputs depend on.
+        info = dataclasses.replace(
+            self.dataset.info, name="", class_names=(), num_train=0, num_test=0
+        )
+        stored = self.dataset._split(self.split).fingerprint
+        return f"{stored} {dataclasses.astuple(info)}"
+
+    def load(self, rows):
+        images, _ = self.dataset.evaluated(self.split, rows)
+        return images
+
+    def images(self, rows):
+        split = self.dataset._split(self.split)
+        size = self.dataset.info.image_shape[0]
+        return np.asarray(center_crop(split.raw_images(rows), size))
 
 
 def _check_batch_size(batch_size, num_parts):
@@ -447,22 +515,6 @@ def _beta(alpha, shape, seed):
     return tf.cast(gamma[0] / (gamma[0] + gamma[1]), tf.float32)
 
 
-def prefetch(batches):
-    """Returns batches that are made ahead, by a fixed number of threads.
-
-    tf.data's tuning of such numbers, which is switched off, can hold up the end
-    of an iteration for as long as that has lasted, at most for a minute: its
-    own thread, which sleeps ever longer, is waited for (TensorFlow 2.21).
-
-    Args:
-        batches: `tf.data.Dataset` whose `num_parallel_calls` are
-            `PARALLEL_CALLS`.
-    """
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return batches.prefetch(_PREFETCHED).with_options(options)
-
-
 def mix(images, targets, part):
     """Applies mixup to a batch, if `part` (of `train_parts`) asks for it."""
     if "weight" not in part:
@@ -472,14 +524,3 @@ def mix(images, targets, part):
         weight * x + (1 - weight) * tf.gather(x, partners)
         for x in (images, targets)
     )
-
-
-def _finalize(batches, cardinality):
-    options = tf.data.Options()
-    options.deterministic = True
-    # The parts are already cut out for this worker.
-    options.experimental_distribute.auto_shard_policy = (
-        tf.data.experimental.AutoShardPolicy.OFF
-    )
-    batches = prefetch(batches.with_options(options))
-    return batches.apply(tf.data.experimental.assert_cardinality(cardinality))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.pipeline import PARALLEL_CALLS, prefetch
+from keras_transfer.data.streams import PARALLEL_CALLS, prefetch
 from keras_transfer.errors import UserError
 
 # A replica is given many batches at a time, so that what is done once for all
