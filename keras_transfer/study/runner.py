@@ -189,7 +189,7 @@ def configure(task, resolve):
         for name, value in task.bindings.items()
     ]
     gin.clear_config()
-    config.parse(task.files, bindings)
+    config.parse(task.files, bindings, included=True)
     return gin.config_str()
 
 
