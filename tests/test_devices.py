@@ -14,7 +14,7 @@ import written_runs
 
 from keras_transfer import analysis, data, models, training
 from keras_transfer.analysis import analyze
-from keras_transfer.runs import write_text
+from keras_transfer.files import write_text
 from keras_transfer.training import loop
 
 STRATEGIES = {

@@ -94,7 +94,12 @@ def test_steps_agree_with_torch_while_the_rate_falls(clipnorm):
         optimizer.step()
     take_steps(
         model,
-        SGD(FallingRate(), weight_decay=0.01, global_clipnorm=clipnorm),
+        SGD(
+            FallingRate(),
+            weight_decay=0.01,
+            scalar_multiplier=0.1,
+            global_clipnorm=clipnorm,
+        ),
         steps=5,
     )
     for ours, theirs in zip(model.trainable_variables, parameters, strict=True):
@@ -126,6 +131,26 @@ def test_only_biases_and_scales_have_the_lower_rate():
         np.testing.assert_allclose(old - variable.numpy(), step, rtol=1e-5)
 
 
+def test_by_default_all_have_one_rate():
+    model = small_model()
+    before = [v.numpy() for v in model.trainable_variables]
+    optimizer = SGD(1.0, weight_decay=0.0)
+    optimizer.build(model.trainable_variables)
+    optimizer.apply([tf.ones(v.shape) for v in model.trainable_variables])
+    for variable, old in zip(model.trainable_variables, before, strict=True):
+        np.testing.assert_allclose(old - variable.numpy(), 1.0, rtol=1e-5)
+
+
+def test_no_momentum_by_hand():
+    variable = keras.Variable([2.0], name="kernel")
+    optimizer = SGD(0.1, momentum=0.0, weight_decay=0.25)
+    optimizer.build([variable])
+    # w = 2 - 0.1 (1 + 0.5) = 1.85; then 1.85 - 0.1 (1 + 0.4625)
+    for expected in (1.85, 1.70375):
+        optimizer.apply([tf.constant([1.0])])
+        np.testing.assert_allclose(variable.numpy(), [expected], rtol=1e-6)
+
+
 def test_config_makes_the_same_optimizer():
     optimizer = SGD(0.3, momentum=0.8, weight_decay=0.02, global_clipnorm=2.0)
     again = SGD.from_config(optimizer.get_config())
@@ -151,7 +176,7 @@ def test_five_steps_of_a_fixup_network_agree_with_torch():
         momentum=0.9,
         weight_decay=1e-4,
     )
-    ours = SGD(0.02)
+    ours = SGD(0.02, scalar_multiplier=0.1)
     for _ in range(5):
         x = rng.normal(size=(8, 33, 33, 3)).astype("float32")
         y = np.eye(5, dtype="float32")[rng.integers(5, size=8)]

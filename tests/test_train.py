@@ -1,5 +1,6 @@
 import functools
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -10,7 +11,6 @@ from keras_transfer import data, models
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
 from keras_transfer.training import SGD, constant, cosine, strategy, train
-from keras_transfer.training.step import Trainer
 
 small_net = functools.partial(models.fixup_resnet, widths=(4, 8))
 
@@ -85,10 +85,10 @@ def test_interrupted_and_resumed_is_the_same_run(tmp_path, digits, monkeypatch):
     whole = train_digits(tmp_path / "whole", digits, epochs=4)
     save = Run.save
 
-    def interrupt(self, epoch, checkpoint):
+    def interrupt(self, epoch, *state):
         if epoch == 3:
             raise KeyboardInterrupt
-        save(self, epoch, checkpoint)
+        save(self, epoch, *state)
 
     monkeypatch.setattr(Run, "save", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -107,44 +107,46 @@ def test_finished_run_is_left_alone(tmp_path, digits, capsys):
     assert run.metrics_path.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("name", ["weights", "optimizer"])
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
 def test_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    tmp_path, digits, caplog
+    tmp_path, digits, caplog, name, damage
 ):
     run = train_digits(tmp_path / "run", digits, epochs=3)
     expected = weights(run)
-    newest = run.checkpoints_path / "epoch-0003"
-    (shard,) = newest.glob("checkpoint.data*")
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    shard.write_bytes(content)
-    with pytest.raises(UserError, match="epoch-0003 is damaged"):
-        run.load_model()
+    file = run.checkpoints_path / "epoch-0003" / f"{name}.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content if damage == "flipped" else content[:-100])
+    if name == "weights":
+        with pytest.raises(UserError, match="epoch-0003 is damaged"):
+            run.load_model()
     train_digits(tmp_path / "run", digits, epochs=3)
+    assert f"{file} is damaged" in caplog.text
+    assert "Going back to an earlier one" in caplog.text
     assert_same(weights(run), expected, atol=0)
+
+
+def test_run_of_the_former_checkpoint_format_is_a_sentence(tmp_path, digits):
+    run = train_digits(tmp_path / "run", digits, epochs=1)
+    for epoch in run.epochs():
+        directory = run.checkpoints_path / f"epoch-{epoch:04d}"
+        shutil.rmtree(directory)
+        directory.mkdir()
+        tf.train.Checkpoint(a=tf.Variable(1.0)).write(f"{directory}/checkpoint")
+    for use in (
+        run.load_model,
+        lambda: train_digits(run.path, digits, epochs=1),
+    ):
+        with pytest.raises(UserError, match="earlier version.*config.gin"):
+            use()
 
 
 def test_only_chosen_epochs_are_kept(tmp_path, digits):
     run = train_digits(tmp_path / "run", digits, epochs=6, keep_epochs=[2])
     best = run.best()["epoch"]
     assert set(run.epochs()) == {0, 2, 6, best}
-
-
-def test_traced_checkpoint_has_the_bytes_of_tensorflows_own(tmp_path):
-    model = small_net(num_classes=3, input_shape=(8, 8, 1), seed=0)
-    trainer = Trainer(model, SGD(0.1), tf.distribute.get_strategy(), False, 2)
-    plain = tf.train.Checkpoint(model=model, optimizer=trainer.optimizer)
-    variables = [*model.variables, *trainer.optimizer.variables]
-    for number in range(2):  # The values of the moment, not of the tracing.
-        for variable in variables:
-            variable.assign_add(keras.ops.ones_like(variable))
-        for name, checkpoint in ("traced", trainer.checkpoint), ("own", plain):
-            (tmp_path / f"{name}{number}").mkdir()
-            checkpoint.write(str(tmp_path / f"{name}{number}" / "checkpoint"))
-        own, traced = (
-            {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
-            for name in (f"own{number}", f"traced{number}")
-        )
-        assert len(own) == 2 and traced == own
 
 
 @pytest.mark.parametrize("clipnorm", [None, 0.5])

@@ -3,10 +3,8 @@
 import functools
 
 import numpy as np
-import tensorflow as tf
 
 from keras_transfer import data, models
-from keras_transfer.analysis import Subjects
 from keras_transfer.runs import Run
 
 build = functools.partial(models.fixup_resnet, widths=(4, 8))
@@ -37,27 +35,31 @@ def write_run(path, dataset, seed, start_seed=None, last=2, **arguments):
         "seed": seed if start_seed is None else start_seed,
     }
     model = build(**(defaults | arguments))
-    run.describe("", model, dataset)
-    checkpoint = tf.train.Checkpoint(model=model)
-    run.save(0, checkpoint)
+    run.begin("", model, dataset)
+    run.save(0, model)
     rng = np.random.default_rng(seed)
     for variable in model.trainable_variables:
         variable.assign_add(rng.normal(0, 0.2, variable.shape))
-    run.save(last, checkpoint)
+    run.save(last, model)
     return run
 
 
-def write_subjects(directory):
-    """Writes two P-Ts of one start and two RI-Ts; returns the `Subjects`."""
+def write_models(directory):
+    """Writes two P-Ts of one start and two RI-Ts; returns the `Models`."""
+    from keras_transfer.analysis import Models
+
     dataset = digits()
     for i in range(2):
         write_run(directory / f"pt{i}", dataset, seed=i, start_seed=7)
         write_run(directory / f"rit{i}", dataset, seed=10 + i)
-    return Subjects(runs=named(directory))
+    return Models(models=named(directory))
+
+
+write_subjects = write_models
 
 
 def named(directory):
-    """Returns the runs of `write_subjects` as `Subjects.runs` has them."""
+    """Returns the runs of `write_models` as `Models.models` has them."""
     return {
         "P-T": [f"{directory}/pt0", f"{directory}/pt1"],
         "RI-T": [f"{directory}/rit0", f"{directory}/rit1"],

@@ -1,7 +1,7 @@
 """What training is given to make its parts with, and how it calls each.
 
-A configuration names these by reference, and `declared` holds a reference
-against the signature here before anything is run.
+A configuration names these by reference, and `config.schema` holds a
+reference against the signature here before anything is run.
 """
 
 from typing import Protocol
@@ -15,7 +15,7 @@ class MakesModel(Protocol):
     """Makes a model; called within the strategy's scope."""
 
     def __call__(self, num_classes, input_shape, seed):
-        """Returns a Keras model that gives logits [num_classes]."""
+        """Returns a Keras model of [num_classes] logits or probabilities."""
 
 
 class MakesDataset(Protocol):
@@ -36,7 +36,7 @@ class MakesOptimizer(Protocol):
     """Makes an optimizer; called within the strategy's scope."""
 
     def __call__(self, learning_rate):
-        """Returns one that expects gradients summed over replicas."""
+        """Returns a Keras optimizer."""
 
 
 class MakesStrategy(Protocol):

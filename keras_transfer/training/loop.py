@@ -1,25 +1,24 @@
 """Training one model, from a configuration to a run directory."""
 
-import math
 import time
 
 import gin
-import keras
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
-from keras_transfer import models, objectives, runs
+from keras_transfer import objectives
 from keras_transfer.devices import has_accelerator
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
-from keras_transfer.runs.record import Record
-from keras_transfer.training import cluster, factories
+from keras_transfer.runs import Run, architecture
+from keras_transfer.training import cluster, factories, setup
 from keras_transfer.training.interruption import DeferredSignals, Stop
 from keras_transfer.training.optimizers import SGD
 from keras_transfer.training.step import Trainer
 
-# Test images of at most so many bytes, as float32, are made only once.
-_KEPT_BYTES = 2**28
+# Images on which a model read back is compared with the one in memory.
+_NUM_COMPARED = 4
 
 
 @gin.configurable
@@ -53,7 +52,8 @@ def train(
     Args:
         work_dir: the run directory, made if need be.
         model: factory called with `num_classes`, `input_shape` and `seed`;
-            returns a Keras model that gives logits.
+            returns a functional or Sequential Keras model, ending in logits or
+            in a softmax or sigmoid.
         dataset: factory of a `data.Dataset`, such as `data.load` with its
             arguments bound; called once the strategy is there.
         epochs: int, passes over the training split.
@@ -61,11 +61,12 @@ def train(
         schedule: factory called with `steps_per_epoch` and `epochs`; returns
             the learning rate (see `training.schedules`).
         optimizer: factory called with the learning rate; returns a Keras
-            optimizer that expects gradients summed over replicas.
+            optimizer.
         augmentation: sequence of the operations in `data.augment`.
         mixup_alpha: float, parameter of mixup's Beta distribution; 0 is none.
         pretrained: run directory of P, or None. With it the model starts from
-            P's weights and a fresh head (P-T); without, from scratch.
+            P's weights and a fresh head (P-T), on images normalized as P's
+            unless the dataset says otherwise; without, from scratch.
         pretrained_epoch: which checkpoint of P: "best", "last" or int.
         seed: int; initialization, order, augmentation and mixup follow from it.
         strategy: factory of a `tf.distribute.Strategy`.
@@ -82,27 +83,29 @@ def train(
 
     Raises:
         UserError: if the directory holds another configuration's run, P does
-            not fit, or the loss is no longer finite.
+            not fit, the model would not be read back as it is, or the loss is
+            no longer finite.
     """
-    _check_arguments(epochs, eval_batch_size, mixup_alpha, keep_epochs)
-    run = runs.Run(work_dir)
+    setup.check_arguments(epochs, eval_batch_size, mixup_alpha, keep_epochs)
+    run, source = Run(work_dir), setup.pretrained_run(pretrained)
     with cluster.joining():
         strategy = strategy()
-    dataset = dataset()
-    steps = dataset.steps_per_epoch(batch_size, strategy.num_replicas_in_sync)
+    is_chief = cluster.is_chief(strategy)
+    dataset = setup.normalized_as(dataset(), source)
     augmentation = tuple(augmentation)
+    drawn = {
+        "batch_size": batch_size,
+        "seed": seed,
+        "augmentation": augmentation,
+        "mixup_alpha": mixup_alpha,
+    }
+    steps = dataset.steps_per_epoch(batch_size, strategy.num_replicas_in_sync)
     # On the CPU the step finishes its batches itself; see `train_parts`.
     in_step = dataset.in_memory and not has_accelerator()
-    _set_dtype_policy(dtype_policy)
-    with strategy.scope():
-        net = model(
-            num_classes=len(dataset.info.class_names),
-            input_shape=dataset.info.image_shape,
-            seed=seed,
+    with setup.dtype_policy(dtype_policy), strategy.scope():
+        net = setup.start_model(
+            model, dataset.info, seed, source, pretrained_epoch
         )
-        if pretrained is not None:
-            source = _pretrained_run(pretrained).load_model(pretrained_epoch)
-            models.initialize_from(net, source)
         trainer = Trainer(
             net,
             optimizer(schedule(steps_per_epoch=steps, epochs=epochs)),
@@ -115,189 +118,105 @@ def train(
             else None,
         )
 
-    record = Record(
-        run,
-        objectives.metric_name(dataset.info.multi_label),
-        keep_epochs,
-        cluster.is_chief(strategy),
-    )
-    done, sums = _begin_or_resume(run, record, trainer, dataset)
-    if done == epochs:
+    metric = objectives.metric_name(dataset.info.multi_label)
+    checkpoint = setup.resume(run, metric)
+    if checkpoint is not None and checkpoint.epoch == epochs:
         print(f"{run.path} is finished: all {epochs} epochs are trained.")
         return run
-
     signals = DeferredSignals(active=cluster.num_workers(strategy) == 1)
-    evaluate = _evaluation(trainer, dataset, eval_batch_size, signals.check)
-    if done is None:
-        record.end_epoch(0, 0, {"test": evaluate()}, trainer.checkpoint)
-        done = 0
-    drawn = {
-        "batch_size": batch_size,
-        "seed": seed,
-        "augmentation": augmentation,
-        "mixup_alpha": mixup_alpha,
-    }
-    if done == 0 and record.is_chief:
+    evaluate = setup.evaluation(
+        trainer, dataset, eval_batch_size, signals.check
+    )
+
+    def finish_epoch(epoch, summaries, scalars):
+        state = trainer.state()
+        if is_chief:
+            run.add_metrics(epoch, epoch * steps, summaries)
+            run.save(epoch, *state)
+            run.keep(epoch, metric, keep_epochs)
+            run.summaries.write_scalars(epoch, summaries, scalars)
+
+    if checkpoint is None:
         images, _ = next(iter(dataset.train_batches(**drawn)))
-        record.show_inputs(images.numpy(), dataset.info)
+        architecture.check_read_back(net, images[:_NUM_COMPARED])
+        if is_chief:
+            _begin(run, net, dataset, images)
+        finish_epoch(0, {"test": evaluate()}, {})
+        done, taken = 0, np.empty((0, 2), np.float32)
+    else:
+        trainer.restore(checkpoint)
+        done, taken = checkpoint.epoch, checkpoint.steps
+        if is_chief:
+            run.keep(done, metric, keep_epochs)
+
     batches = trainer.distribute(
         dataset.train_parts if in_step else dataset.train_batches,
         first_epoch=done,
-        first_step=len(sums),
+        first_step=len(taken),
         **drawn,
     )
-    with signals, cluster.working(strategy):
-        _train_epochs(
-            trainer,
-            record,
-            evaluate,
-            batches,
-            signals,
-            done,
-            sums,
-            epochs,
-            steps,
-        )
-    return run
-
-
-def _train_epochs(
-    trainer, record, evaluate, batches, signals, done, sums, epochs, steps
-):
-    """Trains the epochs after `done`, of the first what is not in `sums`."""
-    taken = [sums]
-    iterator = iter(batches)
-    with tqdm(
-        desc=record.run.path.name,
+    batches = iter(batches)
+    bar = tqdm(
+        desc=run.path.name,
         total=epochs * steps,
-        initial=done * steps + len(sums),
+        initial=done * steps + len(taken),
         unit="step",
         leave=None,  # When it is the only one, not within a study's.
-        disable=not record.is_chief,
-    ) as bar:
-
-        def after_call(count):
-            bar.update(count)
-            signals.check()
-
+        disable=not is_chief,
+    )
+    with signals, cluster.working(strategy), bar:
         for epoch in range(done + 1, epochs + 1):
+            rate, began = trainer.learning_rate, time.perf_counter()
+            missing = steps - len(taken)
             try:
-                summaries, scalars = _train_epoch(
-                    trainer, evaluate, iterator, epoch, steps, taken, after_call
-                )
+                while len(taken) < steps:
+                    sums = trainer.take_steps(batches, steps - len(taken))
+                    _check_finite(sums, (epoch - 1) * steps + len(taken))
+                    taken = np.concatenate([taken, sums])
+                    bar.update(len(sums))
+                    signals.check()
+                seconds = time.perf_counter() - began
+                test = evaluate()
             except Stop:
-                record.save_partial(epoch, trainer.checkpoint, taken)
+                _save_partial(run, epoch, trainer.state(), taken)
                 raise
-            record.end_epoch(
-                epoch, epoch * steps, summaries, trainer.checkpoint, scalars
+            finish_epoch(
+                epoch,
+                {"train": trainer.summarize(taken), "test": test},
+                {
+                    "learning_rate": rate,
+                    "images_per_second": missing * batch_size / seconds,
+                },
             )
-            taken = []
+            taken = taken[:0]
             bar.set_postfix_str(
-                f"epoch {epoch}/{epochs}, test {record.metric} "
-                f"{summaries['test'][record.metric]:.4f}"
+                f"epoch {epoch}/{epochs}, test {metric} {test[metric]:.4f}"
             )
-
-
-def _train_epoch(trainer, evaluate, iterator, epoch, steps, taken, after_call):
-    """Returns an epoch's summaries, and further scalars for TensorBoard."""
-    missing = steps - sum(map(len, taken))
-    rate, began = trainer.learning_rate, time.perf_counter()
-    summary = trainer.train_epoch(
-        iterator, (epoch - 1) * steps, steps, after_call, taken
-    )
-    seconds = time.perf_counter() - began
-    speed = missing * trainer.batch_size / seconds
-    return (
-        {"train": summary, "test": evaluate()},
-        {"learning_rate": rate, "images_per_second": speed},
-    )
-
-
-def _check_arguments(epochs, eval_batch_size, mixup_alpha, keep_epochs):
-    counts = {"epochs": epochs, "eval_batch_size": eval_batch_size}
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise UserError(
-                f"train.{name} must be a whole number of at least 1. "
-                f"Received: {value!r}"
-            )
-    if not 0 <= mixup_alpha < math.inf:
-        raise UserError(
-            "train.mixup_alpha must be 0 (no mixup) or positive, and finite. "
-            f"Received: {mixup_alpha!r}"
-        )
-    if keep_epochs != "all" and not isinstance(keep_epochs, list | tuple):
-        raise UserError(
-            'train.keep_epochs must be "all" or a list of epochs. '
-            f"Received: {keep_epochs!r}"
-        )
-
-
-def _set_dtype_policy(name):
-    try:
-        keras.config.set_dtype_policy(name)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"train.dtype_policy: {error}") from error
-
-
-def _evaluation(trainer, dataset, batch_size, after_batch):
-    """Returns a function that gives loss and metrics on the test split."""
-    targets = dataset.test.targets(len(dataset.info.class_names))
-    # As many batches as it takes, and no more padding than replicas need.
-    replicas = trainer.strategy.num_replicas_in_sync
-    count = -(-len(targets) // batch_size) * replicas
-    batches = trainer.distribute(
-        dataset.eval_batches,
-        split="test",
-        batch_size=min(batch_size, -(-len(targets) // count) * replicas),
-    )
-    shape = len(targets), *dataset.info.image_shape
-    if 4 * math.prod(shape) <= _KEPT_BYTES:
-        # Making the pipeline anew takes longer than a small split's forward
-        # passes.
-        batches = list(batches)
-
-    def evaluate():
-        logits = trainer.predict(batches, len(targets), after_batch)
-        return objectives.summarize(targets, logits, dataset.info)
-
-    return evaluate
-
-
-def _begin_or_resume(run, record, trainer, dataset):
-    """Returns what `Record.resume` does; (None, no sums) for a new run."""
-    config = gin.operative_config_str()
-    if run.exists:
-        _check_same(config, run)
-        return record.resume(trainer.checkpoint)
-    if record.is_chief:
-        run.describe(config, trainer.model, dataset)
-        record.show_config(config)
-    return None, np.empty((0, 2), np.float32)
-
-
-def _check_same(config, run):
-    old = set(run.config_path.read_text(encoding="utf-8").splitlines())
-    new = set(config.splitlines())
-    if old != new:
-        changes = "\n".join(
-            [f"  there: {line}" for line in sorted(old - new)]
-            + [f"  now:   {line}" for line in sorted(new - old)]
-        )
-        raise UserError(
-            f"{run.path} holds a run of another configuration; give another "
-            "--work_dir, or the configuration it was begun with, "
-            f"{run.config_path}. They differ in:\n{changes}"
-        )
-
-
-def _pretrained_run(path):
-    run = runs.Run(path)
-    if not run.exists:
-        raise UserError(
-            "train.pretrained must name the run directory of P, and there is "
-            f"no run at {path}. Train P first (for example with "
-            "gin/p_mnist.gin), or pass its directory with "
-            "--gin_bindings='train.pretrained=\"DIR\"'."
-        )
     return run
+
+
+def _begin(run, net, dataset, images):
+    config = gin.operative_config_str()
+    run.begin(config, net, dataset)
+    run.summaries.write_config(config)
+    run.summaries.write_images(images.numpy(), dataset.info)
+
+
+def _save_partial(run, epoch, state, taken):
+    """Keeps what has been done of an epoch that a signal stopped."""
+    try:
+        run.save_partial(epoch, *state, taken)
+    except UserError as error:
+        logging.warning("The steps of epoch %d are lost: %s", epoch, error)
+
+
+def _check_finite(sums, first_step):
+    bad = np.flatnonzero(~np.isfinite(sums[:, 0]))
+    if bad.size:
+        raise UserError(
+            "The loss is no longer finite at step "
+            f"{first_step + bad[0] + 1}. Most likely the learning rate is too "
+            "high: lower schedule's base_rate, lengthen its warmup_epochs, or "
+            "bound the gradient with SGD.global_clipnorm. The checkpoints of "
+            "the epochs before are kept."
+        )

@@ -21,16 +21,13 @@ class SGD(keras.optimizers.SGD):
     Keras' own SGD keeps r inside the velocity and decays w beside it, which is
     another trajectory as soon as the rate changes or the decay is not zero.
 
-    Gradients passed to `apply` must already be summed over replicas, so that
-    clipping sees the gradient of the global batch.
-
     Args:
         learning_rate: float or Keras `LearningRateSchedule`.
         momentum: float in [0, 1].
         weight_decay: float, L2 penalty on every parameter.
         scalar_multiplier: float, factor on the learning rate of every parameter
-            with "bias" or "scale" in its name (Fixup's scalars and the head's
-            bias).
+            with "bias" or "scale" in its name. The recipes for Fixup networks
+            bind it to 0.1, for their scalars and the head's bias.
         global_clipnorm: float or None, upper bound on the L2 norm of the whole
             gradient, before weight decay is added.
 
@@ -43,7 +40,7 @@ class SGD(keras.optimizers.SGD):
         learning_rate,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
-        scalar_multiplier: float = 0.1,
+        scalar_multiplier: float = 1.0,
         global_clipnorm: float | None = None,
         name: str = "sgd",
     ):
@@ -73,19 +70,16 @@ class SGD(keras.optimizers.SGD):
     def update_step(self, gradient, variable, learning_rate):
         """Applies one step to one variable."""
         index = self._get_variable_index(variable)
-        momentum = self.momentums[index]
         rate = ops.cast(
             learning_rate * self._multipliers[index], variable.dtype
         )
         gradient = ops.cast(gradient, variable.dtype)
-        gradient = gradient + self.coupled_weight_decay * variable
-        self.assign(momentum, self.momentum * momentum + gradient)
-        self.assign_sub(variable, rate * momentum)
-
-    def _all_reduce_sum_gradients(self, grads_and_vars):
-        # Keras sums over replicas here, after clipping; the training step has
-        # summed before, so that the clipped norm is the global batch's.
-        return grads_and_vars
+        velocity = gradient + self.coupled_weight_decay * variable
+        if self.momentum:  # Without, Keras keeps no velocity.
+            kept = self.momentums[index]
+            self.assign(kept, self.momentum * kept + velocity)
+            velocity = kept
+        self.assign_sub(variable, rate * velocity)
 
     def get_config(self):
         """Returns the constructor's arguments."""
@@ -103,9 +97,29 @@ def _is_scalar_parameter(variable):
     return "bias" in variable.name or "scale" in variable.name
 
 
+def expect_summed_gradients(optimizer):
+    """Has a Keras optimizer not sum over replicas what has been summed.
+
+    Keras does it in `apply`, after clipping. The training step does it before,
+    so that clipping and loss scaling see the gradient of the global batch.
+
+    Args:
+        optimizer: any Keras optimizer, changed in place.
+    """
+    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
+
+
 def sum_over_replicas(gradients):
-    """Sums a list of gradients over replicas; call in a replica context."""
+    """Sums gradients over replicas; call in a replica context.
+
+    Args:
+        gradients: list of tensors, or None of what the loss does not depend on.
+    """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return gradients
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+    given = [gradient for gradient in gradients if gradient is not None]
+    sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, given))
+    return [None if g is None else next(sums) for g in gradients]

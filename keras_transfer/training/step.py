@@ -9,17 +9,24 @@ import tensorflow as tf
 from keras_transfer import objectives
 from keras_transfer.devices import Pace
 from keras_transfer.devices import jit_compile as jit_argument
-from keras_transfer.errors import UserError
+from keras_transfer.models.logits import logits_model
+from keras_transfer.models.weights import (
+    assign_weights,
+    named_weights,
+    parameters,
+)
 from keras_transfer.training import optimizers
 
 
 class Trainer:
     """One model, its optimizer and a strategy, as compiled functions.
 
+    The loss is the mean over the batch's examples, of logits (a softmax at the
+    model's end is left out), plus `model.losses`: regularizers, `add_loss`.
+
     Args:
-        model: `keras.Model` giving logits, made under `strategy`.
-        optimizer: Keras optimizer, built under `strategy`, that expects
-            gradients summed over replicas.
+        model: `keras.Model`, made under `strategy`.
+        optimizer: any Keras optimizer, made under `strategy`.
         strategy: the `tf.distribute.Strategy`.
         multi_label: bool, which loss and metric (see `objectives`).
         batch_size: int, examples in a step over all replicas.
@@ -42,15 +49,15 @@ class Trainer:
         if model.dtype_policy.compute_dtype == "float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
+        optimizers.expect_summed_gradients(optimizer)
         self.model = model
         self.optimizer = optimizer
         self.strategy = strategy
         self.multi_label = multi_label
         self.batch_size = batch_size
+        self._logits_model = logits_model(model)
+        self._statistics = _statistics(model)
         self._finish = finish or (lambda batch: batch)
-        self.checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
-        if strategy.num_replicas_in_sync == 1:
-            self.checkpoint = _TracedCheckpoint(self.checkpoint)
         self._gradients = tf.function(
             self._gradients,
             jit_compile=jit_argument(jit_compile),
@@ -62,6 +69,27 @@ class Trainer:
     def learning_rate(self):
         """The rate of the next step, float."""
         return float(self.optimizer.learning_rate)
+
+    def state(self):
+        """Returns the weights and the optimizer's state, {path: array} each.
+
+        All workers of a cluster call it together: some kinds of variables are
+        read with the help of all.
+        """
+        return named_weights(self.model), named_weights(self.optimizer)
+
+    def restore(self, checkpoint):
+        """Takes over what `state` gave.
+
+        Args:
+            checkpoint: a `runs.checkpoints.Checkpoint`.
+
+        Raises:
+            UserError: if it is another model's or optimizer's.
+        """
+        what = f"The checkpoint of epoch {checkpoint.epoch}"
+        assign_weights(self.model, checkpoint.weights, what)
+        assign_weights(self.optimizer, checkpoint.optimizer, what)
 
     def distribute(self, make_batches, **arguments):
         """Returns a pipeline spread over the strategy's replicas.
@@ -84,44 +112,39 @@ class Trainer:
 
         return self.strategy.distribute_datasets_from_function(make)
 
-    def train_epoch(self, iterator, first_step, steps, after_call, taken=None):
-        """Takes the steps of an epoch that are not yet taken.
+    def take_steps(self, iterator, most):
+        """Takes as many steps as go well into one call.
 
         Args:
             iterator: yields what `finish` takes, one element per replica a
                 step.
-            first_step: int, steps taken before the epoch, to name a bad one.
-            steps: int, steps in the epoch.
-            after_call: called with the number of steps just taken; what it
-                raises leaves the epoch at a place from which it can go on.
-            taken: list of float32 arrays [n, 2], loss and hits summed over the
-                examples of each step already taken; it grows in place.
+            most: int, steps to take at most.
 
         Returns:
-            dict: "loss", mean in nats, and "accuracy" unless multi-label, over
-            the examples seen, as they were seen (augmented, under the weights
-            of the moment).
-
-        Raises:
-            UserError: naming the step at which the loss ceased to be finite.
+            float32 array [steps taken, 2], loss and accuracy summed over each
+            step's examples, as they were seen (augmented, under the weights of
+            the moment), without `model.losses`.
         """
-        taken = [] if taken is None else taken
-        done = sum(map(len, taken))
-        while done < steps:
-            count = min(self._pace.count(), steps - done)
-            began = time.perf_counter()
-            part = self._train_steps(iterator, tf.constant(count)).numpy()
-            bad = np.flatnonzero(~np.isfinite(part[:, 0]))
-            if bad.size:
-                _raise_not_finite(first_step + done + bad[0] + 1)
-            self._pace.note(count, time.perf_counter() - began)
-            taken.append(part)
-            done += count
-            after_call(count)
+        count = min(self._pace.count(), most)
+        began = time.perf_counter()
+        sums = self._train_steps(iterator, tf.constant(count)).numpy()
+        self._pace.note(count, time.perf_counter() - began)
+        return sums
+
+    def summarize(self, sums):
+        """Returns the mean of what `take_steps` gave in an epoch.
+
+        Args:
+            sums: float32 array [steps, 2].
+
+        Returns:
+            dict: "loss", in nats, and "accuracy" unless multi-label.
+        """
         # Summed at once, so that how steps were grouped does not show.
-        sums = np.concatenate(taken).sum(0, dtype=np.float64)
-        loss, hits = sums / (steps * self.batch_size)
-        return {"loss": loss} | ({} if self.multi_label else {"accuracy": hits})
+        total = sums.sum(0, dtype=np.float64)
+        loss, accuracy = total / (len(sums) * self.batch_size)
+        summary = {"loss": loss}
+        return summary if self.multi_label else summary | {"accuracy": accuracy}
 
     def predict(self, batches, num_examples, after_batch=lambda: None):
         """Returns the logits of an evaluation pipeline.
@@ -154,18 +177,28 @@ class Trainer:
     def _train_step(self, element):
         gradients, sums = self._gradients(*self._finish(element))
         self.optimizer.apply(optimizers.sum_over_replicas(gradients))
+        self._average_statistics()
         return sums
 
     def _gradients(self, images, targets):
         with tf.GradientTape() as tape:
-            logits = self.model(images, training=True)
+            logits = self._logits_model(images, training=True)
             losses = objectives.example_losses(
                 targets, logits, self.multi_label
             )
-            loss = self._scale(tf.reduce_sum(losses) / self.batch_size)
+            loss = tf.reduce_sum(losses) / self.batch_size
+            loss = self._scale(self._add_model_losses(loss))
         gradients = tape.gradient(loss, self._trainable())
-        hits = objectives.example_hits(targets, logits, self.multi_label)
-        return gradients, tf.stack([tf.reduce_sum(losses), tf.reduce_sum(hits)])
+        right = objectives.example_accuracy(targets, logits, self.multi_label)
+        sums = tf.stack([tf.reduce_sum(losses), tf.reduce_sum(right)])
+        return gradients, sums
+
+    def _add_model_losses(self, loss):
+        """Adds this replica's share of regularizers and `add_loss`."""
+        for further in self.model.losses:
+            further = tf.reduce_sum(tf.cast(further, loss.dtype))
+            loss += further / self.strategy.num_replicas_in_sync
+        return loss
 
     def _scale(self, loss):
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
@@ -175,6 +208,16 @@ class Trainer:
     def _trainable(self):
         return [variable.value for variable in self.model.trainable_variables]
 
+    def _average_statistics(self):
+        """Has all replicas hold the same moving means, those of all data."""
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync == 1 or not self._statistics:
+            return
+        values = [tf.convert_to_tensor(v.value) for v in self._statistics]
+        means = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+        for variable, mean in zip(self._statistics, means, strict=True):
+            variable.assign(mean)
+
     @tf.function(autograph=False)
     def _predict_step(self, batch):
         images, _, _ = batch
@@ -182,47 +225,14 @@ class Trainer:
         return self.strategy.gather(logits, axis=0)
 
     def _logits(self, images):
-        return tf.cast(self.model(images, training=False), tf.float32)
+        return tf.cast(self._logits_model(images, training=False), tf.float32)
 
 
-class _TracedCheckpoint:
-    """Writes the files of a `tf.train.Checkpoint` in a fraction of its time.
-
-    That one gathers its objects and their variables anew each time; traced,
-    this is done once. For objects on one device that do not change.
-
-    Args:
-        checkpoint: the `tf.train.Checkpoint`.
-    """
-
-    def __init__(self, checkpoint):
-        self.read = checkpoint.read
-        self._checkpoint = checkpoint
-        with tf.device("CPU:0"):
-            self._host = tf.constant(0).device  # In full, as files name it.
-
-    def write(self, prefix):
-        """Writes files whose paths begin with `prefix`, a str.
-
-        Raises:
-            tf.errors.OpError: saying what the plain checkpoint would.
-        """
-        try:
-            self._write(tf.constant(prefix))
-        except tf.errors.OpError:
-            # A graph's error is a traceback; this one is a sentence.
-            self._checkpoint.write(prefix)
-
-    @tf.function(autograph=False)
-    def _write(self, prefix):
-        with tf.device(self._host):
-            return self._checkpoint.write(prefix)
-
-
-def _raise_not_finite(step):
-    raise UserError(
-        f"The loss is no longer finite at step {step}. Most likely the "
-        "learning rate is too high: lower schedule's base_rate, lengthen its "
-        "warmup_epochs, or bound the gradient with SGD.global_clipnorm. The "
-        "checkpoints of the epochs before are kept."
-    )
+def _statistics(model):
+    """Returns the weights that normalization layers estimate from batches."""
+    weights = zip(model.weights, parameters(model), strict=True)
+    return [
+        weight
+        for weight, is_parameter in weights
+        if not is_parameter and keras.backend.is_float_dtype(weight.dtype)
+    ]

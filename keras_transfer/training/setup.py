@@ -1,0 +1,173 @@
+"""What a run needs before its first step."""
+
+import contextlib
+import math
+
+import gin
+import keras
+from absl import logging
+
+from keras_transfer import models, objectives
+from keras_transfer.errors import UserError
+from keras_transfer.runs import Run, architecture
+
+# Test images of at most so many bytes, as float32, are made only once.
+_KEPT_BYTES = 2**28
+
+
+def check_arguments(epochs, eval_batch_size, mixup_alpha, keep_epochs):
+    """Checks arguments of `train` that nothing else would."""
+    counts = {"epochs": epochs, "eval_batch_size": eval_batch_size}
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(
+                f"train.{name} must be a whole number of at least 1. "
+                f"Received: {value!r}"
+            )
+    if not 0 <= mixup_alpha < math.inf:
+        raise UserError(
+            "train.mixup_alpha must be 0 (no mixup) or positive, and finite. "
+            f"Received: {mixup_alpha!r}"
+        )
+    if keep_epochs != "all" and not isinstance(keep_epochs, list | tuple):
+        raise UserError(
+            'train.keep_epochs must be "all" or a list of epochs. '
+            f"Received: {keep_epochs!r}"
+        )
+
+
+@contextlib.contextmanager
+def dtype_policy(name):
+    """Has models made in the block under a Keras dtype policy.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy(name)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"train.dtype_policy: {error}") from error
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def pretrained_run(path):
+    """Returns P's `Run`, None if `path` is None."""
+    if path is None:
+        return None
+    run = Run(path)
+    if not run.exists:
+        raise UserError(
+            "train.pretrained must name the run directory of P, and there is "
+            f"no run at {path}. Train P first (for example with "
+            "gin/p_mnist.gin), or pass its directory with "
+            "--gin_bindings='train.pretrained=\"DIR\"'."
+        )
+    return run
+
+
+def normalized_as(dataset, source):
+    """Returns a P-T's dataset with images normalized as P saw them.
+
+    What the configuration says of the mean and the standard deviation stands;
+    if that is not P's, a warning says so.
+
+    Args:
+        dataset: the `data.Dataset`.
+        source: P's `Run`, or None.
+    """
+    if source is None:
+        return dataset
+    own, expected = dataset.info, source.info()
+    if (own.mean, own.std) == (expected.mean, expected.std):
+        return dataset
+    if not dataset.has_own_normalization:
+        return dataset.normalized_as(expected)
+    logging.warning(
+        "P was trained on images normalized by mean %s and standard deviation "
+        "%s, and this run's are by %s and %s: P's features may be of little "
+        "use. Leave mean and std of the data out to have P's.",
+        expected.mean,
+        expected.std,
+        own.mean,
+        own.std,
+    )
+    return dataset
+
+
+def start_model(model, info, seed, source, epoch):
+    """Makes the model that training starts from; call in the strategy's scope.
+
+    Args:
+        model: the factory.
+        info: the dataset's `data.Info`.
+        seed: int.
+        source: P's `Run`, or None to start from scratch.
+        epoch: which checkpoint of P.
+
+    Returns:
+        The `keras.Model`.
+    """
+    num_classes = len(info.class_names)
+    net = model(
+        num_classes=num_classes, input_shape=info.image_shape, seed=seed
+    )
+    architecture.check_model(net, num_classes)
+    if source is not None:
+        models.initialize_from(net, source.load_model(epoch))
+    return net
+
+
+def evaluation(trainer, dataset, batch_size, after_batch):
+    """Returns a function that gives loss and metrics on the test split."""
+    targets = dataset.test.targets(len(dataset.info.class_names))
+    # As many batches as it takes, and no more padding than replicas need.
+    replicas = trainer.strategy.num_replicas_in_sync
+    count = -(-len(targets) // batch_size) * replicas
+    batches = trainer.distribute(
+        dataset.eval_batches,
+        split="test",
+        batch_size=min(batch_size, -(-len(targets) // count) * replicas),
+    )
+    shape = len(targets), *dataset.info.image_shape
+    if 4 * math.prod(shape) <= _KEPT_BYTES:
+        # Making the pipeline anew takes longer than a small split's forward
+        # passes.
+        batches = list(batches)
+
+    def evaluate():
+        logits = trainer.predict(batches, len(targets), after_batch)
+        return objectives.summarize(targets, logits, dataset.info)
+
+    return evaluate
+
+
+def resume(run, metric):
+    """Returns the newest `Checkpoint` of a run, None if it is a new one.
+
+    Args:
+        run: the `Run`.
+        metric: str, the column that ranks epochs.
+
+    Raises:
+        UserError: if the run is of another configuration than gin's, or is
+            damaged.
+    """
+    if not run.exists:
+        return None
+    old = set(run.config_path.read_text(encoding="utf-8").splitlines())
+    new = set(gin.operative_config_str().splitlines())
+    if old == new:
+        return run.newest(metric)
+    changes = "\n".join(
+        [f"  there: {line}" for line in sorted(old - new)]
+        + [f"  now:   {line}" for line in sorted(new - old)]
+    )
+    raise UserError(
+        f"{run.path} holds a run of another configuration; give another "
+        "--work_dir, or the configuration it was begun with, "
+        f"{run.config_path}. They differ in:\n{changes}"
+    )
