@@ -1,14 +1,13 @@
 """A trained model for use elsewhere: SavedModel and .keras."""
 
-import os
 import pathlib
-import shutil
 
 import keras
 import tensorflow as tf
 
-from keras_transfer import data
+from keras_transfer import data, files
 from keras_transfer.errors import UserError
+from keras_transfer.models.logits import logits_model
 
 
 def export(run, epoch, output):
@@ -21,8 +20,9 @@ def export(run, epoch, output):
     Resizing, cropping and normalization are inside; nothing of this package is
     needed to load it.
 
-    `output`/model.keras is the bare network: normalized images in, logits out.
-    Loading it needs this package imported, for its layers.
+    `output`/model.keras is the bare network, as it was trained: normalized
+    images in; logits out, or probabilities if it ends in a softmax or sigmoid.
+    Loading it needs its layers imported: this package's, or the user's own.
 
     Args:
         run: the `runs.Run`.
@@ -38,14 +38,9 @@ def export(run, epoch, output):
             f"{output} exists already; remove it or give another --output."
         )
     model, info = run.load_model(epoch), run.info()
-    aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    aside.mkdir(parents=True)
-    try:
+    with files.whole_directory(output, replace=False) as aside:
         model.save(aside / "model.keras")
-        _write_saved_model(model, info, aside / "saved_model")
-        os.replace(aside, output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _write_saved_model(logits_model(model), info, aside / "saved_model")
 
 
 def _write_saved_model(model, info, path):

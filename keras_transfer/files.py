@@ -34,6 +34,36 @@ _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _TOKEN_BYTES = 8
 
 
+def user_path(path, name):
+    """Returns a path as its user means it: `~` is the home directory.
+
+    Args:
+        path: str or path, from a flag or a binding.
+        name: str, what gave it, such as "--work_dir".
+
+    Returns:
+        `pathlib.Path`.
+
+    Raises:
+        UserError: if it is empty, or there is no such home directory.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise UserError(
+            f"{name} is empty, as a variable of the shell is that was never "
+            "set. Give a path."
+        )
+    if "\0" in text:
+        raise UserError(f"{name} cannot be a path. Received: {text!r}")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~") and not os.path.lexists(text):
+        raise UserError(
+            f"{name} begins with ~, and no such home directory is known. "
+            f"Received: {text}. Write it in full."
+        )
+    return pathlib.Path(expanded)
+
+
 # Writing.
 
 

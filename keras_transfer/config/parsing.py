@@ -21,6 +21,7 @@ _FORMER_NAMES = {
     "Subjects.epoch": "Models.epoch",
     "Subjects.data_from": "Models.data",
 }
+_BYTE_ORDER_MARK = "\ufeff"
 # Beside config.gin, these tell a directory of results from one of sources.
 _RESULTS = ("model.json", "task.json", "claims.csv", "tensorboard")
 # Of the command's own files; a study's are looked for there.
@@ -109,8 +110,10 @@ class _Reader:
             raise ValueError(f"A file includes itself: {way}")
         self._open.append(path)
         _find_modules_in(os.path.dirname(path))
-        # With the byte order mark that some editors put first, or without.
-        with open(path, encoding="utf-8-sig") as file:
+        with open(path, encoding="utf-8") as file:
+            # Some editors put one first.
+            if file.read(1) != _BYTE_ORDER_MARK:
+                file.seek(0)
             self._read(file)
         self._open.pop()
 
