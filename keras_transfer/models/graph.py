@@ -23,12 +23,15 @@ class Call:
         args: tuple of positional arguments with `keras.KerasTensor`s in it.
         kwargs: dict of keyword arguments, likewise.
         outputs: list of `keras.KerasTensor`.
+        within: tuple of the names of the layers that it was found inside of,
+            from the outermost.
     """
 
     operation: object
     args: tuple
     kwargs: dict
     outputs: list
+    within: tuple = ()
 
     @property
     def inputs(self):
@@ -107,6 +110,22 @@ def calls(model):
     ]
 
 
+def flattened(model, look_into):
+    """Reads a model's graph with the contents of layers in their place.
+
+    Args:
+        model: functional or built sequential `keras.Model`.
+        look_into: function from a `Call` to its `contents`, or to None.
+
+    Returns:
+        A list of `Call` in order of computation, and the output tensor.
+    """
+    values = {}
+    flat = list(_inside_out(calls(model), values, look_into, seen=set()))
+    (output,) = model.outputs
+    return flat, values.get(id(output), output)
+
+
 def apply(called, values):
     """Calls anew what was called, with other tensors.
 
@@ -117,15 +136,79 @@ def apply(called, values):
         values: dict from the `id` of a tensor that `called` starts from to
             the one to take instead. What is computed is added to it.
 
-    Yields:
-        Each new `Call`.
+    Returns:
+        A list of the new `Call`s.
     """
+    made = []
     for call in called:
         args, kwargs = call.with_values(values)
         outputs = keras.tree.flatten(call.operation(*args, **kwargs))
         for old, tensor in zip(call.outputs, outputs, strict=True):
             values[id(old)] = tensor
-        yield Call(call.operation, args, kwargs, outputs)
+        made.append(Call(call.operation, args, kwargs, outputs, call.within))
+    return made
+
+
+def inlined(call, inside):
+    """Replaces a call by the calls inside its layer.
+
+    Args:
+        call: `Call`.
+        inside: `keras.Model`, the layer's contents.
+
+    Returns:
+        A list of new `Call`s.
+    """
+    casts, own = _started(call, inside)
+    return casts + apply(calls(inside), own)
+
+
+def _inside_out(called, values, look_into, seen, within=()):
+    """Yields calls and those inside of them, with the tensors in `values`."""
+    for call in called:
+        args, kwargs = call.with_values(values)
+        call = dataclasses.replace(
+            call, args=args, kwargs=kwargs, within=within
+        )
+        inside = look_into(call)
+        if inside is None:
+            yield call
+            continue
+        casts, own = _started(call, inside)
+        yield from casts
+        called_inside = calls(inside)
+        if id(inside) in seen or not _fits(call, inside):
+            # Its tensors are taken, or of another shape.
+            called_inside = apply(called_inside, own)
+        seen.add(id(inside))
+        within_layer = (*within, call.operation.name)
+        yield from _inside_out(
+            called_inside, own, look_into, seen, within_layer
+        )
+        for old, output in zip(call.outputs, inside.outputs, strict=True):
+            values[id(old)] = own.get(id(output), output)
+
+
+def _fits(call, inside):
+    return [t.shape for t in call.inputs] == [t.shape for t in inside.inputs]
+
+
+def _started(call, inside):
+    """Casts a call's inputs as Keras does where a model is called.
+
+    Returns:
+        A list of calls, and a dict from the `id` of an input of `inside` to the
+        tensor to take instead.
+    """
+    casts, own = [], {}
+    for tensor, stand_in in zip(call.inputs, inside.inputs, strict=True):
+        if tensor.dtype != stand_in.dtype:
+            x = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+            cast = keras.Model(x, keras.ops.cast(x, stand_in.dtype))
+            casts += apply(calls(cast), {id(x): tensor})
+            (tensor,) = casts[-1].outputs
+        own[id(stand_in)] = tensor
+    return casts, own
 
 
 def contents(call):
@@ -165,36 +248,12 @@ def contents(call):
         return None
 
 
-def inlined(call, inside):
-    """Replaces a call by the calls inside its layer.
-
-    Args:
-        call: `Call`.
-        inside: `keras.Model`, the layer's contents.
-
-    Returns:
-        A list of new `Call`s, and a list of the tensors that take the place of
-        `call.outputs`.
-    """
-    made, values = [], {}
-    for tensor, own in zip(call.inputs, inside.inputs, strict=True):
-        values[id(own)] = tensor
-        if tensor.dtype != own.dtype:
-            # As Keras does where a model is called.
-            stand_in = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
-            cast = keras.Model(stand_in, keras.ops.cast(stand_in, own.dtype))
-            made.extend(apply(calls(cast), {id(stand_in): tensor}))
-            (values[id(own)],) = made[-1].outputs
-    made.extend(apply(calls(inside), values))
-    return made, [values[id(own)] for own in inside.outputs]
-
-
-def sublayers(layer, held=False):
+def sublayers(layer, in_lists=False):
     """Finds the layers among a layer's attributes.
 
     Args:
         layer: `keras.Layer`.
-        held: whether to give those in lists, tuples and dicts only.
+        in_lists: whether to give those in lists, tuples and dicts only.
 
     Returns:
         A list of `keras.Layer`, each once.
@@ -203,7 +262,7 @@ def sublayers(layer, held=False):
     for name, value in vars(layer).items():
         if name in _attributes_of_all_layers() or name.startswith("_self_"):
             continue
-        if held and isinstance(value, keras.Layer):
+        if in_lists and isinstance(value, keras.Layer):
             continue
         for leaf in _leaves(value):
             if isinstance(leaf, keras.Layer):
@@ -246,11 +305,15 @@ def _functional_class():
 def _traced(call):
     """Returns the calls inside a layer as a model, or None."""
     layer = call.operation
-    in_training = [_trace(call, training) for training in (False, True)]
-    outlines = [[_outline(c) for c in calls(traced)] for traced in in_training]
-    if outlines[0] != outlines[1]:
-        return None
-    traced = in_training[0]
+    traced = _trace(call)
+    if _takes_training(layer):
+        in_training = _trace(call, training=True)
+        outlines = [
+            [_outline(inner) for inner in calls(model)]
+            for model in (traced, in_training)
+        ]
+        if outlines[0] != outlines[1]:
+            return None
     leaves = [
         leaf
         for inner in calls(traced)
@@ -264,7 +327,11 @@ def _traced(call):
     return traced if _computes_the_same(traced, call) else None
 
 
-def _trace(call, training):
+def _takes_training(layer):
+    return "training" in inspect.signature(layer.call).parameters
+
+
+def _trace(call, training=False):
     layer = call.operation
     stand_ins = [
         keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
@@ -278,7 +345,7 @@ def _trace(call, training):
             for tensor in stand_ins
         ]
     )
-    if "training" in inspect.signature(layer.call).parameters:
+    if _takes_training(layer):
         kwargs = {**kwargs, "training": training}
     outputs = layer.call(*args, **kwargs)
     return keras.Model(stand_ins, keras.tree.flatten(outputs))

@@ -106,8 +106,7 @@ def _logits(calls):
     if _passes_on(last):
         args, kwargs = last.with_inputs([_logits(before)])
         return last.operation(*args, **kwargs)
-    made, _ = graph.inlined(last, graph.contents(last))
-    return _logits(before + made)
+    return _logits(before + graph.inlined(last, graph.contents(last)))
 
 
 def _is_activation(call):

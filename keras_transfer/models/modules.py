@@ -7,12 +7,14 @@ residual block layer1.0, layer1.1, ..., and fc.
 """
 
 import dataclasses
-import itertools
-import re
 
+import gin
 import keras
 
 from keras_transfer.errors import UserError
+from keras_transfer.models import graph
+from keras_transfer.models.blocks import default_ends
+from keras_transfer.models.logits import WithoutActivation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +45,33 @@ class Module:
         return self.model.trainable_weights
 
 
-def module_chain(model, boundaries=None):
+@gin.configurable
+def module_chain(model, boundaries: dict | None = None):
     """Cuts a functional model into its chain of modules.
 
-    A cut lies where exactly one tensor is still needed. If every layer with
-    weights has a dotted name, `<module>.<part>`, consecutive layers of one name
-    make a module. Otherwise each stretch between cuts that holds a kernel (a
-    weight of rank 2 or more) begins a module; what follows without a kernel
-    (activation, pooling, batch normalization) belongs to it; and its name is
-    what the names of its layers with weights have in common, or, where that
-    names nothing or two modules alike, the first of these names.
+    Models used as layers are looked into, and so are layers that hold others in
+    lists or dicts (a transformer's encoder), where that can be done without a
+    change of what is computed. A cut lies where exactly one tensor is still
+    needed. Then:
+
+    1.  If every layer with weights has a dotted name, `<module>.<part>`,
+        consecutive layers of one name make a module.
+    2.  Otherwise each stretch between cuts that holds a kernel begins a module:
+        a residual block, a layer such as Dense. What follows without a kernel
+        (activation, pooling, batch normalization) belongs to it.
+    3.  Layers named as those of the residual blocks are (block_1, conv2_block1)
+        belong to the block of their name, with a shortcut or without. The two
+        residual halves of a transformer's block, attention and perceptron, are
+        one module.
+    4.  If these are more than 56, consecutive ones of one resolution (sequence
+        length) make a module.
+
+    A module's name is what the names of its layers with weights have in common,
+    or that of the layer that it is the inside of; where that names nothing or
+    two modules alike, the first of its layers' names.
 
     A layer with weights that is called several times keeps all its calls in one
-    module. A model used as a layer is one layer and is not looked into.
+    module.
 
     Example:
         for module in module_chain(model):
@@ -63,7 +79,8 @@ def module_chain(model, boundaries=None):
 
     Args:
         model: A functional (or built sequential) `keras.Model` with one input
-            and one output tensor. It is not changed.
+            and one output tensor. It is not changed. The last module gives what
+            the model gives: for logits, pass `logits_model(model)`.
         boundaries: Optional dict from module name to the name of the module's
             last layer, in the order of computation; the last module ends with
             the model's last layer. Overrides the rules above.
@@ -75,18 +92,20 @@ def module_chain(model, boundaries=None):
         UserError: If the model is not a chain from one input to one output, has
             no weights, or cannot be cut at a given boundary.
     """
-    nodes = _nodes_in_order(model)
-    cuts = _cut_tensors(nodes, model.outputs[0])
+    _check(model)
+    calls, output = graph.flattened(model, _look_into)
+    start = model.inputs[0]
+    cuts = _cut_tensors(calls, output)
     if boundaries is None:
-        ends = _default_ends(nodes, cuts)
+        ends = default_ends(calls, list(cuts))
     else:
-        ends = _chosen_ends(nodes, cuts, boundaries)
-    modules, start = [], model.inputs[0]
+        ends = _chosen_ends(calls, cuts, boundaries)
+    modules, previous = [], -1
     for name, position in ends.items():
-        # Keras shares the layers between models cut from one graph.
-        part = keras.Model(start, cuts[position], name=name)
+        inside = calls[previous + 1 : position + 1]
+        part = _part(name, inside, start, cuts[position])
         modules.append(Module(name, part))
-        start = cuts[position]
+        start, previous = cuts[position], position
     return modules
 
 
@@ -117,157 +136,113 @@ def head(model):
         UserError: If the model is not a chain from one input to one output, or
             has no weights.
     """
-    layers = [n.operation for n in _nodes_in_order(model) if _weights(n)]
-    if isinstance(layers[-1], keras.Model):
-        return head(layers[-1])
-    return layers[-1]
+    _check(model)
+    return _last_layer(graph.calls(model))
 
 
-def _nodes_in_order(model):
-    """Returns the calls ("nodes") of the model's layers, inputs first."""
-    inputs = getattr(model, "inputs", None)
-    if not isinstance(model, keras.Model) or not inputs:
-        raise UserError(
-            "Only a functional Keras model, or a sequential one that knows its "
-            "input shape, can be cut into modules. Received: "
-            f"{model!r}; build it with keras.Model(inputs, outputs)."
-        )
-    if len(inputs) != 1 or len(model.outputs) != 1:
-        raise UserError(
-            "Only a model with one input and one output can be cut into "
-            f"modules. Received: {len(inputs)} inputs and "
-            f"{len(model.outputs)} outputs in model '{model.name}'."
-        )
-    # The one thing taken from inside Keras: the graph in order of computation
-    # (an input lies deepest). Rewrapping gives sequential models one, too.
-    graph = keras.Model(inputs, model.outputs, name=model.name)
-    by_depth = graph._nodes_by_depth
-    nodes = [
-        node
-        for depth in sorted(by_depth, reverse=True)
-        for node in by_depth[depth]
-        if not node.is_input
-    ]
-    if not any(_weights(node) for node in nodes):
+def _last_layer(calls):
+    last = [call for call in calls if call.weights][-1]
+    inside = _look_into(last)
+    if inside is not None:
+        return _last_layer(graph.calls(inside))
+    layer = last.operation
+    return layer.layer if isinstance(layer, WithoutActivation) else layer
+
+
+def _check(model):
+    graph.check(model)
+    if not model.weights:
         raise UserError(
             f"Model '{model.name}' has no weights and hence no modules. "
             "Give a model with layers to train."
         )
-    return nodes
 
 
-def _weights(node):
-    # Operations such as `keras.ops.add` are not layers and hold no weights.
-    return getattr(node.operation, "weights", [])
+def _look_into(call):
+    """Returns the contents of models and of layers that hold layers."""
+    return graph.contents(call) if _holds_layers(call.operation) else None
 
 
-def _cut_tensors(nodes, output):
+def _holds_layers(layer):
+    """Whether a layer is a model, or has several layers in lists or dicts."""
+    if not isinstance(layer, keras.Layer):
+        return False
+    held = [x for x in graph.sublayers(layer, in_lists=True) if x.weights]
+    return isinstance(layer, keras.Model) or len(held) > 1
+
+
+def _cut_tensors(calls, output):
     """Finds where the graph can be cut.
 
     Args:
-        nodes: The graph's nodes in order of computation.
+        calls: The graph's calls in order of computation.
         output: The graph's output tensor.
 
     Returns:
-        A dict from each position in `nodes` after which exactly one tensor is
+        A dict from each position in `calls` after which exactly one tensor is
         still needed, to that tensor.
     """
     last_use = {}
-    for position, node in enumerate(nodes):
-        for used in (*node.input_tensors, node.operation):
+    for position, call in enumerate(calls):
+        # Weights used again later forbid a cut between.
+        for used in (*call.inputs, *call.weights):
             last_use[id(used)] = position
-    last_use[id(output)] = len(nodes)
+    last_use[id(output)] = len(calls)
     cuts, alive = {}, {}
-    for position, node in enumerate(nodes):
-        alive.update({id(tensor): tensor for tensor in node.input_tensors})
-        alive.update({id(tensor): tensor for tensor in node.output_tensors})
-        if _weights(node):
-            # Called again later, a layer with weights forbids a cut between.
-            alive[id(node.operation)] = node.operation
+    for position, call in enumerate(calls):
+        for thing in (*call.inputs, *call.weights, *call.outputs):
+            alive[id(thing)] = thing
         alive = {
             key: value
             for key, value in alive.items()
             if last_use.get(key, -1) > position
         }
-        # Keras cannot start a model right after a layer that it calls again.
-        called_again = last_use[id(node.operation)] > position
-        if len(alive) == 1 and not called_again:
+        if len(alive) == 1:
             (cuts[position],) = alive.values()
     return cuts
 
 
-def _default_ends(nodes, cuts):
-    """Returns a dict from module name to the position of its last node."""
-    segments = _split(nodes, cuts)
-    if all("." in node.operation.name for node in nodes if _weights(node)):
-        name_of = _dotted_name
-        labels = [_dotted_name(segment) for segment in segments]
-    else:
-        name_of = _common_name
-        labels = [
-            i if any(map(_has_kernel, segment)) else None
-            for i, segment in enumerate(segments)
-        ]
-    # A segment without a label joins the module before it; those at the very
-    # beginning join the first.
-    current = next((label for label in labels if label is not None), None)
-    joined = []
-    for label in labels:
-        current = current if label is None else label
-        joined.append(current)
-    # A module ends where the label changes, the last one at the end.
-    ends = [
-        cut
-        for i, cut in enumerate(cuts)
-        if joined[i : i + 1] != joined[i + 1 : i + 2]
-    ]
-    modules = _split(nodes, ends)
-    names = [name_of(module) for module in modules]
-    if len(set(names)) < len(names):
-        names = [_layer_names(module)[0] for module in modules]
-    return dict(zip(names, ends, strict=True))
+def _part(name, calls, start, end):
+    """Builds the model of some of the calls, from one tensor to another."""
+    new = keras.Input(batch_shape=start.shape, dtype=start.dtype)
+    values = {id(start): new}
+    graph.apply(_with_unique_names(calls), values)
+    return keras.Model(new, values[id(end)], name=name)
 
 
-def _split(nodes, ends):
-    """Splits the list `nodes` after each of the positions `ends`."""
-    return [nodes[a + 1 : b + 1] for a, b in itertools.pairwise([-1, *ends])]
+def _with_unique_names(calls):
+    """Renames operations of one name, which Keras does not allow in a model.
+
+    Models used as layers, and layers that hold others, may have them.
+    """
+    named, renamed = {}, []
+    for call in calls:
+        operation = call.operation
+        if named.setdefault(operation.name, operation) is not operation:
+            place = "-".join((*call.within, operation.name))
+            operation = named.setdefault(place, _Renamed(operation, name=place))
+        renamed.append(dataclasses.replace(call, operation=operation))
+    return renamed
 
 
-def _has_kernel(node):
-    return any(len(weight.shape) >= 2 for weight in _weights(node))
+class _Renamed(keras.layers.Layer):
+    """Calls a layer or other operation that has another name."""
+
+    def __init__(self, operation, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.operation = operation
+
+    def call(self, *args, **kwargs):
+        return self.operation(*args, **kwargs)
 
 
-def _layer_names(nodes):
-    """Returns the names of the layers with weights, or of all if none has."""
-    with_weights = [node for node in nodes if _weights(node)]
-    return [node.operation.name for node in with_weights or nodes]
-
-
-def _dotted_name(nodes):
-    """Returns the module of layers named `<module>.<part>`, None if none is."""
-    modules = [n.rpartition(".")[0] for n in _layer_names(nodes) if "." in n]
-    if not modules:
-        return None
-    return _common_prefix(modules) or modules[0]
-
-
-def _common_name(nodes):
-    names = _layer_names(nodes)
-    return _common_prefix(names) or names[0]
-
-
-def _common_prefix(names):
-    """Returns the leading parts, between any of ".", "_" and "-", all share."""
-    parts = [re.split(r"([._-])", name) for name in names]
-    shared = itertools.takewhile(
-        lambda column: len(set(column)) == 1, zip(*parts, strict=False)
-    )
-    return "".join(column[0] for column in shared).rstrip("._-")
-
-
-def _chosen_ends(nodes, cuts, boundaries):
-    """Returns a dict from module name to the position of its last node."""
-    positions = {node.operation.name: i for i, node in enumerate(nodes)}
+def _chosen_ends(calls, cuts, boundaries):
+    """Returns a dict from module name to the position of its last call."""
+    positions = {}
+    for position, call in enumerate(calls):
+        for name in (*call.within, call.operation.name):
+            positions[name] = position
+    last = calls[-1].operation.name
     ends, previous = {}, -1
     for module, layer in boundaries.items():
         if layer not in positions:
@@ -280,7 +255,7 @@ def _chosen_ends(nodes, cuts, boundaries):
             raise UserError(
                 f"Module '{module}' cannot end here, as not all computation "
                 f"flows through this layer's output. Received: '{layer}'; "
-                f"nearby, it can end with {_nearest(position, nodes, cuts)}."
+                f"nearby, it can end with {_nearest(position, calls, cuts)}."
             )
         if position <= previous:
             raise UserError(
@@ -289,15 +264,15 @@ def _chosen_ends(nodes, cuts, boundaries):
                 "come after the boundary before it; reorder them."
             )
         ends[module] = previous = position
-    if previous != len(nodes) - 1:
+    if previous != len(calls) - 1:
         raise UserError(
             "The last module must end with the model's last layer, "
-            f"'{nodes[-1].operation.name}'. Received: {boundaries!r}; add it."
+            f"'{last}'. Received: {boundaries!r}; add it."
         )
     return ends
 
 
-def _nearest(position, nodes, cuts):
+def _nearest(position, calls, cuts):
     before = [cut for cut in cuts if cut < position][-1:]
     after = [cut for cut in cuts if cut > position][:1]
-    return " or ".join(f"'{nodes[i].operation.name}'" for i in before + after)
+    return " or ".join(f"'{calls[i].operation.name}'" for i in before + after)

@@ -13,8 +13,10 @@ def initialize_from(model, source):
 
     What is copied includes batch statistics and other weights that are not
     trained; the head of `model` (the last layer with weights, see
-    `modules.head`) keeps its own values. Layers are matched by name, or, if the
-    two models name theirs differently (automatic numbering), by position.
+    `modules.head`) keeps its own values. Weights are matched by path where both
+    models have the same paths, otherwise by position: Keras numbers layers
+    without a name of their own as they are made (dense, dense_1), and such
+    names tell nothing.
 
     Source: paper section 2, the initialization of P-T.
 
@@ -26,54 +28,32 @@ def initialize_from(model, source):
     Raises:
         UserError: If the architectures differ; `model` is unchanged then.
     """
-    layers = _layers_but_head(model)
-    source_layers = _layers_but_head(source)
-    by_name = {layer.name: layer for layer in source_layers}
-    names = [layer.name for layer in layers]
-    if len(source_layers) == len(names) and by_name.keys() == set(names):
-        source_layers = [by_name[name] for name in names]
-    for layer, found in itertools.zip_longest(layers, source_layers):
-        if _signature(layer) != _signature(found):
+    weights, sources = _weights_but_head(model), _weights_but_head(source)
+    by_path = {weight.path: weight for weight in sources}
+    paths = [weight.path for weight in weights]
+    if len(by_path) == len(sources) and sorted(by_path) == sorted(paths):
+        sources = [by_path[path] for path in paths]
+    for weight, found in itertools.zip_longest(weights, sources):
+        if weight is None or found is None or weight.shape != found.shape:
             raise UserError(
                 f"Model '{source.name}' cannot initialize '{model.name}': they "
                 "are of different architecture. "
-                f"Expected {_describe(layer)}. Received: {_describe(found)}; "
+                f"Expected {_describe(weight)}. Received: {_describe(found)}; "
                 "build both with the same factory and the same arguments, the "
                 "number of classes aside."
             )
-    for layer, found in zip(layers, source_layers, strict=True):
-        for weight, value in zip(layer.weights, found.weights, strict=True):
-            # Through NumPy, as source and model may live on other devices.
-            weight.assign(keras.ops.convert_to_numpy(value))
+    for weight, found in zip(weights, sources, strict=True):
+        # Through NumPy, as source and model may live on other devices.
+        weight.assign(keras.ops.convert_to_numpy(found))
 
 
-def _layers_but_head(model):
-    last = head(model)
-    return [layer for layer in _layers_with_weights(model) if layer is not last]
+def _weights_but_head(model):
+    of_head = {id(weight) for weight in head(model).weights}
+    return [weight for weight in model.weights if id(weight) not in of_head]
 
 
-def _layers_with_weights(model):
-    """Returns the layers with weights, those of models used as layers too."""
-    layers = []
-    for layer in model.layers:
-        if isinstance(layer, keras.Model) and layer.layers:
-            layers.extend(_layers_with_weights(layer))
-        elif layer.weights:
-            layers.append(layer)
-    return layers
-
-
-def _signature(layer):
-    """What must agree for one layer's weights to fit another."""
-    if layer is None:
-        return None
-    shapes = [(w.name, tuple(w.shape)) for w in layer.weights]
-    return type(layer).__name__, shapes
-
-
-def _describe(layer):
-    if layer is None:
+def _describe(weight):
+    if weight is None:
         return "no further layer"
-    kind, shapes = _signature(layer)
-    weights = ", ".join(f"{name} {shape}" for name, shape in shapes)
-    return f"layer '{layer.name}' ({kind}: {weights})"
+    layer, _, name = weight.path.rpartition("/")
+    return f"layer '{layer}' with {name} {tuple(weight.shape)}"
