@@ -381,7 +381,7 @@ def test_damaged_image(tmp_path):
 def test_missing_data_say_where_to_register(tmp_path):
     status, _, errors = commands.run(
         "train",
-        f"--gin_file={commands.ROOT}/gin/pt_chexpert.gin",
+        f"--gin_file={commands.ROOT}/gin/rit_chexpert.gin",
         f"--work_dir={tmp_path / 'run'}",
     )
     assert status == 1

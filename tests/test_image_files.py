@@ -165,7 +165,7 @@ def test_stretches_of_files_are_read(tmp_path):
     contents = [b"first", b"", b"the third"]
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"##" + b"".join(contents))
-    images = data.image_files.EncodedImages(
+    images = data.image_files.ImageFiles(
         (str(tmp_path / "a"), str(tmp_path / "b")),
         "key",
         np.array([1, 0, 0]),

@@ -1,5 +1,6 @@
 """Datasets, preprocessing and augmentation as `tf.data` pipelines."""
 
+from keras_transfer.data.arrays import from_arrays
 from keras_transfer.data.augment import (
     Augmentation,
     random_affine,
@@ -11,6 +12,7 @@ from keras_transfer.data.examples import Examples, ExampleSplit
 from keras_transfer.data.loading import count, load
 from keras_transfer.data.pipeline import Dataset, Split
 from keras_transfer.data.preprocessing import Info, preprocess
+from keras_transfer.data.rebuilding import describe, rebuild
 from keras_transfer.data.shuffle import (
     block_shuffle,
     channel_shuffle,
@@ -27,6 +29,8 @@ __all__ = [
     "block_shuffle",
     "channel_shuffle",
     "count",
+    "describe",
+    "from_arrays",
     "load",
     "pixel_shuffle",
     "preprocess",
@@ -34,4 +38,5 @@ __all__ = [
     "random_crop",
     "random_flip",
     "random_resized_crop",
+    "rebuild",
 ]

@@ -23,9 +23,9 @@ class Augmentation:
     """A random change of a batch of images.
 
     Attributes:
-        num_uniforms: Number of random numbers it needs for each image.
-        function: Takes images `[b, h, w, c]` (uint8, or float in 0..255),
-            float32 uniforms `[b, num_uniforms]` in [0, 1) and the side `size`
+        num_uniforms: number of random numbers it needs for each image.
+        function: takes images [b, h, w, c] (uint8, or float in 0..255),
+            float32 uniforms [b, num_uniforms] in [0, 1) and the side `size`
             of the model's input in pixels; returns images of the same range.
     """
 
@@ -52,10 +52,10 @@ def augment(augmentation, images, uniforms, size):
     """Applies a sequence of `Augmentation` to one batch.
 
     Args:
-        augmentation: The sequence.
-        images: `[b, h, w, c]`, as `Augmentation` takes them.
-        uniforms: float32 `[b, k]` in [0, 1), k the sum of their `num_uniforms`.
-        size: Side of the model's input in pixels.
+        augmentation: the sequence.
+        images: [b, h, w, c], as `Augmentation` takes them.
+        uniforms: float32 [b, k] in [0, 1), k the sum of their `num_uniforms`.
+        size: side of the model's input in pixels.
 
     Returns:
         Images of the same range.
@@ -94,14 +94,14 @@ def random_crop(padding: int) -> Augmentation:
     """Pads images with zeros on all sides and crops a random square.
 
     Args:
-        padding: Pixels added on each side. The crop has the side of the
+        padding: pixels added on each side. The crop has the side of the
             model's input.
 
     Returns:
         An `Augmentation`.
 
     Raises:
-        UserError: If the padding is negative.
+        UserError: if the padding is negative.
     """
     if padding < 0:
         raise UserError(
@@ -134,9 +134,9 @@ def random_resized_crop(
     cached dataset "the image" is the stored square one.
 
     Args:
-        scale: Least and greatest area of the rectangle, as a share of the
+        scale: least and greatest area of the rectangle, as a share of the
             image's.
-        ratio: Least and greatest ratio of width to height, drawn
+        ratio: least and greatest ratio of width to height, drawn
             log-uniformly.
 
     Returns:
@@ -177,11 +177,11 @@ def random_affine(
     for CheXpert (section 3).
 
     Args:
-        degrees: Greatest rotation to either side.
-        translate: Greatest shift to either side, as a share of width and
+        degrees: greatest rotation to either side.
+        translate: greatest shift to either side, as a share of width and
             height; rounded to whole pixels.
-        scale: Least and greatest scale.
-        fill_value: What lies outside of the image, in 0..255.
+        scale: least and greatest scale.
+        fill_value: what lies outside of the image, in 0..255.
 
     Returns:
         An `Augmentation`.
@@ -210,15 +210,15 @@ def affine_matrices(uniforms, sides, degrees, translate, scale):
     """Draws the transforms of `random_affine`.
 
     Args:
-        uniforms: float32 `[b, 4]` in [0, 1), for the angle, the shift right and
+        uniforms: float32 [b, 4] in [0, 1), for the angle, the shift right and
             down, and the scale.
-        sides: float32 `[2]`, height and width of the images in pixels.
-        degrees: As in `random_affine`.
-        translate: As in `random_affine`.
-        scale: As in `random_affine`.
+        sides: float32 [2], height and width of the images in pixels.
+        degrees: as in `random_affine`.
+        translate: as in `random_affine`.
+        scale: as in `random_affine`.
 
     Returns:
-        float32 `[b, 8]`: rows (a, b, c, d, e, f, 0, 0), such that the pixel in
+        float32 [b, 8]: rows (a, b, c, d, e, f, 0, 0), such that the pixel in
         column x and row y of the result is what was at column ax + by + c and
         row dx + ey + f.
     """
@@ -251,14 +251,14 @@ def crop_boxes(uniforms, height, width, scale, ratio):
     """Draws the rectangles of `random_resized_crop`.
 
     Args:
-        uniforms: float32 `[b, 22]` in [0, 1).
-        height: Height of the images in pixels.
-        width: Width of the images in pixels.
-        scale: As in `random_resized_crop`.
-        ratio: As in `random_resized_crop`.
+        uniforms: float32 [b, 22] in [0, 1).
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+        scale: as in `random_resized_crop`.
+        ratio: as in `random_resized_crop`.
 
     Returns:
-        `top, left, h, w`, each int32 `[b]`, in pixels.
+        `top, left, h, w`, each int32 [b], in pixels.
     """
     full_h, full_w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     area = scale[0] + uniforms[:, :_TRIES] * (scale[1] - scale[0])
@@ -287,7 +287,7 @@ def crop_boxes(uniforms, height, width, scale, ratio):
 
 
 def _resize_box(image, top, left, h, w, size):
-    """Resizes one rectangle of one image `[height, width, c]`."""
+    """Resizes one rectangle of one image [height, width, c]."""
     box = image[top : top + h, left : left + w]
     resized = tf.image.resize(box, [size, size], antialias=True)
     return tf.ensure_shape(resized, [size, size, image.shape[-1]])

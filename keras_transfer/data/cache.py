@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from keras_transfer.errors import UserError
+from keras_transfer.files import user_path, whole_directory
 
 DEFAULT_CACHE_DIR = "~/.cache/keras_transfer"
 _FORMAT = 1  # Part of every cache key: raise it when stored images change.
@@ -23,12 +23,12 @@ class Images:
     """Images of one size, fetched by their rows.
 
     Attributes:
-        array: uint8 `[n, size, size, c]`, memory-mapped or a read-only view of
+        array: uint8 [n, size, size, c], memory-mapped or a read-only view of
             a tensor.
 
     Args:
-        array: The images.
-        digest: Text that changes with the images; None for one of their bytes.
+        array: the images.
+        digest: text that changes with the images; None for one of their bytes.
     """
 
     def __init__(self, array, digest=None):
@@ -49,22 +49,24 @@ class Images:
     @functools.cached_property
     def digest(self):
         """Text that changes with the images."""
-        if self._digest is not None:
-            return self._digest
-        state = hashlib.blake2b(str(self.array.shape).encode())
-        for start in range(0, len(self.array), 1024):
-            part = self.array[start : start + 1024]
-            state.update(np.ascontiguousarray(part))
+        return self._digest or self.digest_of(self.array)
+
+    @staticmethod
+    def digest_of(array):
+        """Returns text that changes with an array's content."""
+        state = hashlib.blake2b(str(array.shape).encode())
+        for start in range(0, len(array), 1024):
+            state.update(np.ascontiguousarray(array[start : start + 1024]))
         return state.hexdigest()
 
     def gather(self, rows):
         """Fetches the images of a batch, inside a `tf.data` function.
 
         Args:
-            rows: Integer tensor `[b]`.
+            rows: integer tensor [b].
 
         Returns:
-            uint8 tensor `[b, size, size, c]`.
+            uint8 tensor [b, size, size, c].
         """
         if self.in_memory:
             return tf.gather(self._tensor, rows)
@@ -80,16 +82,16 @@ def unnamed_file(shape, cache_dir=None):
     However the process ends, nothing is left behind.
 
     Args:
-        shape: Of the array.
-        cache_dir: As in `cached`.
+        shape: of the array.
+        cache_dir: as in `cached`.
 
     Returns:
         uint8 `numpy.memmap`.
 
     Raises:
-        OSError: If there is no room or the folder cannot be written.
+        OSError: if there is no room or the folder cannot be written.
     """
-    folder = Path(cache_dir or DEFAULT_CACHE_DIR).expanduser()
+    folder = user_path(cache_dir or DEFAULT_CACHE_DIR, "load.cache_dir")
     folder.mkdir(parents=True, exist_ok=True)
     num_bytes = int(np.prod(shape, dtype=np.int64))
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -103,18 +105,18 @@ def store(shape, fill, key, memory_budget, cache_dir=None):
 
     Args:
         shape: `(n, size, size, c)`.
-        fill: Function that writes all images into the uint8 array it is given
-            and returns a bool array `[n]` that is False where there was no
+        fill: function that writes all images into the uint8 array it is given
+            and returns a bool array [n] that is False where there was no
             image to write.
         key: JSON-able value of all that determines the images.
         memory_budget: GiB up to which images are kept in memory.
-        cache_dir: As in `cached`.
+        cache_dir: as in `cached`.
 
     Returns:
         `Images`, and the bool array that `fill` returned.
 
     Raises:
-        UserError: If the cache folder has no room or cannot be written.
+        UserError: if the cache folder has no room or cannot be written.
     """
     num_bytes = int(np.prod(shape, dtype=np.int64))
     digest = _digest([shape, key])
@@ -153,25 +155,24 @@ def store(shape, fill, key, memory_budget, cache_dir=None):
 def cached(key, write, read, num_bytes, cache_dir=None):
     """Reads what is kept in a folder of the cache, made if need be.
 
-    A folder is written under another name and renamed when it is whole; one
-    that is damaged is written again.
+    One that is damaged is written again.
 
     Args:
         key: JSON-able value of all that determines the content.
-        write: Function that fills the new, empty folder (`pathlib.Path`) it is
+        write: function that fills the new, empty folder (`pathlib.Path`) it is
             given.
-        read: Function from the folder to the result; raises `OSError`,
+        read: function from the folder to the result; raises `OSError`,
             `ValueError` or `EOFError` if the folder is damaged.
-        num_bytes: How much will be written, about.
-        cache_dir: Where the folders are; None for `~/.cache/keras_transfer`.
+        num_bytes: how much will be written, about.
+        cache_dir: where the folders are; None for `~/.cache/keras_transfer`.
 
     Returns:
         What `read` returns.
 
     Raises:
-        UserError: If the cache folder has no room or cannot be written.
+        UserError: if the cache folder has no room or cannot be written.
     """
-    folder = Path(cache_dir or DEFAULT_CACHE_DIR).expanduser()
+    folder = user_path(cache_dir or DEFAULT_CACHE_DIR, "load.cache_dir")
     entry = folder / _digest(key)[:32]
 
     def try_read():
@@ -184,13 +185,15 @@ def cached(key, write, read, num_bytes, cache_dir=None):
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Held while writing, so that several processes write only once and
-        # what an interrupted one left behind can be overwritten.
+        # Held while writing, so that several processes write only once.
         with open(f"{entry}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = try_read()
             if found is None:
-                _write_whole(entry, write, num_bytes)
+                _check_room(folder, num_bytes)
+                with whole_directory(entry) as aside:
+                    write(aside)
+                logging.info("Cached in %s.", entry)
                 found = read(entry)
             return found
     except OSError as error:
@@ -204,15 +207,8 @@ def _digest(key):
     return hashlib.sha256(json.dumps([_FORMAT, key]).encode()).hexdigest()
 
 
-def _write_whole(entry, write, num_bytes):
+def _check_room(folder, num_bytes):
     # Writing to a memory map on a full disk would kill the process.
-    free = shutil.disk_usage(entry.parent).free
+    free = shutil.disk_usage(folder).free
     if num_bytes >= free:
         raise OSError(f"only {free / 2**30:.2f} GiB are free")
-    partial = entry.with_name(entry.name + ".partial")
-    for leftover in (partial, entry):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
-    write(partial)
-    os.rename(partial, entry)
-    logging.info("Cached in %s.", entry)

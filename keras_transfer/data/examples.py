@@ -5,6 +5,7 @@ batches of both in any order. `Dataset.examples` gives the same of what
 `data.load` returns.
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -108,6 +109,36 @@ class Examples:
                 f"give {name}= to Examples."
             )
         return self._splits[name]
+
+    @property
+    def splits(self):
+        """Names of the splits that were given, "test" before "train"."""
+        return tuple(sorted(self._splits))
+
+    def has(self, name):
+        """Returns whether a split, "test" or "train", was given."""
+        return name in self._splits
+
+    def draw(self, name, count, seed=0):
+        """Returns these examples with one split smaller, drawn at random.
+
+        Args:
+            name: "test" or "train".
+            count: how many examples at most, drawn without replacement.
+            seed: of NumPy's `RandomState`.
+        """
+        chosen = self.split(name)
+        order = np.random.RandomState(seed).permutation(len(chosen))[:count]
+        drawn = copy.copy(self)
+        drawn._splits = self._splits | {name: chosen.select(np.sort(order))}
+        return drawn
+
+    @property
+    def fingerprint(self):
+        """Text that changes with the inputs, the labels or their names."""
+        told = [self.class_names, self.multi_label, self.image_shape]
+        told += [self._splits[name].fingerprint for name in self.splits]
+        return hashlib.blake2b(repr(told).encode()).hexdigest()[:32]
 
     def __repr__(self):
         sizes = (f"{len(split)} {k}" for k, split in self._splits.items())

@@ -1,7 +1,7 @@
 """Encoded images (JPEG, PNG, BMP, GIF) in files, and decoding them.
 
 What is the same in every epoch is decoded once and kept (`decode`). What is cut
-from the whole image at random is decoded afresh every time (`EncodedDataset`).
+from the whole image at random is decoded afresh every time (`FileDataset`).
 """
 
 import dataclasses
@@ -28,18 +28,18 @@ _MAX_RATIO = 100
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EncodedImages:
+class ImageFiles:
     """Encoded images, each a file or a stretch of one, read by their rows.
 
     Equal and hashable by what they hold.
 
     Attributes:
-        paths: Paths of the files, a tuple of strings.
-        digest: String that changes with the files.
-        file: Integers `[n]`, the file in `paths` of each image.
-        offset: int64 `[n]`, where in the file it begins, in bytes; None if
+        paths: paths of the files, a tuple of strings.
+        digest: string that changes with the files.
+        file: integers [n], the file in `paths` of each image.
+        offset: int64 [n], where in the file it begins, in bytes; None if
             images are whole files.
-        length: int64 `[n]`, how long it is, in bytes; None likewise.
+        length: int64 [n], how long it is, in bytes; None likewise.
     """
 
     paths: tuple[str, ...]
@@ -69,10 +69,10 @@ class EncodedImages:
         return hash(self.digest)
 
     def select(self, rows):
-        """Returns the images of the given rows (integer array `[m]`)."""
+        """Returns the images of the given rows (integer array [m])."""
         rows = np.asarray(rows, np.int64)
         text = self.digest.encode() + rows.tobytes()
-        return EncodedImages(
+        return ImageFiles(
             self.paths,
             hashlib.sha256(text).hexdigest(),
             self.file[rows],
@@ -87,7 +87,7 @@ class EncodedImages:
             (self.offset, other.offset),
             (self.length, other.length),
         ]
-        return EncodedImages(
+        return ImageFiles(
             self.paths + other.paths,
             both.hexdigest(),
             np.concatenate([self.file, other.file + len(self.paths)]),
@@ -105,7 +105,7 @@ class EncodedImages:
         """Reads one image's bytes, inside a `tf.data` function.
 
         Args:
-            row: Integer scalar tensor.
+            row: integer scalar tensor.
 
         Returns:
             Scalar string tensor.
@@ -146,19 +146,19 @@ def decode(images, fit, on_damaged, memory_budget, cache_dir=None):
     """Decodes images once, at one size, into memory or a cache file.
 
     Args:
-        images: `EncodedImages`.
+        images: `ImageFiles`.
         fit: `Fit`, how they are brought to one size.
-        on_damaged: What to do about images that cannot be decoded: "error" or
+        on_damaged: what to do about images that cannot be decoded: "error" or
             "skip".
-        memory_budget: As in `store`.
-        cache_dir: As in `store`.
+        memory_budget: as in `store`.
+        cache_dir: as in `store`.
 
     Returns:
         decoded: `Images`, one row an image.
-        valid: bool `[len(images)]`, False for damaged images.
+        valid: bool [len(images)], False for damaged images.
 
     Raises:
-        UserError: If there are damaged images and `on_damaged` is "error".
+        UserError: if there are damaged images and `on_damaged` is "error".
     """
     decoded, valid = _decoded(images, fit, memory_budget, cache_dir)
     _report_damaged(images, valid, on_damaged)
@@ -169,15 +169,15 @@ def check(images, on_damaged, cache_dir=None):
     """Finds out, once, which images can be decoded.
 
     Args:
-        images: `EncodedImages`.
-        on_damaged: As in `decode`.
-        cache_dir: Where the answer is kept, as in `cached`.
+        images: `ImageFiles`.
+        on_damaged: as in `decode`.
+        cache_dir: where the answer is kept, as in `cached`.
 
     Returns:
-        bool `[len(images)]`, False for damaged images.
+        bool [len(images)], False for damaged images.
 
     Raises:
-        UserError: If there are damaged images and `on_damaged` is "error".
+        UserError: if there are damaged images and `on_damaged` is "error".
     """
 
     def write(folder):
@@ -258,11 +258,11 @@ def decode_image(content, channels=3):
     """Decodes the content of an image file.
 
     Args:
-        content: Scalar string tensor: a JPEG, PNG, BMP or GIF (first frame).
+        content: scalar string tensor: a JPEG, PNG, BMP or GIF (first frame).
         channels: 1 or 3.
 
     Returns:
-        uint8 `[height, width, channels]`.
+        uint8 [height, width, channels].
     """
     return tf.io.decode_image(
         content, channels=channels, expand_animations=False
@@ -342,7 +342,7 @@ def some(names):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EncodedSplit(Split):
+class FileSplit(Split):
     """A split whose images are decoded whenever they are fetched.
 
     Attributes:
@@ -352,7 +352,7 @@ class EncodedSplit(Split):
     fit: Fit
 
     def raw_images(self, examples):
-        """Returns fitted images uint8 `[b, size, size, c]`, as an array."""
+        """Returns fitted images uint8 [b, size, size, c], as an array."""
         return self.fetch(tf.constant(examples, tf.int32), 1)[0].numpy()
 
     def fetch(self, examples, num_classes):
@@ -370,12 +370,12 @@ class EncodedSplit(Split):
         """Decodes, augments and fits one image, inside a `tf.data` function.
 
         Args:
-            example: Integer scalar tensor.
-            augmentation: Sequence of `Augmentation`.
-            uniforms: float32 `[k]`, the random numbers these need.
+            example: integer scalar tensor.
+            augmentation: sequence of `Augmentation`.
+            uniforms: float32 [k], the random numbers these need.
 
         Returns:
-            uint8 `[size, size, c]`.
+            uint8 [size, size, c].
         """
         rows, _ = self._tensors
         size, fit = self.fit.crop, self.fit
@@ -390,12 +390,12 @@ class EncodedSplit(Split):
         return decode_image(self.images.read(row), self.fit.decoded_channels)
 
 
-class EncodedDataset(Dataset):
+class FileDataset(Dataset):
     """A dataset whose training images are decoded afresh in every epoch.
 
     Augmentation sees the whole image at its own size. The order, the random
     numbers and the interface are those of `Dataset`; `train` is an
-    `EncodedSplit`, `test` any `Split`.
+    `FileSplit`, `test` any `Split`.
     """
 
     def _load_batches(self, parts, augmentation):

@@ -38,9 +38,9 @@ class Split:
 
     Attributes:
         images: `Images` that may hold other splits' images too.
-        rows: Integers `[n]`, the row in `images` of each example.
-        labels: Integer class indices `[n]`, or for multi-label data float32
-            `[n, num_classes]` of zeros and ones.
+        rows: integers [n], the row in `images` of each example.
+        labels: integer class indices [n], or for multi-label data float32
+            [n, num_classes] of zeros and ones.
     """
 
     images: Images
@@ -58,13 +58,13 @@ class Split:
         )
 
     def targets(self, num_classes):
-        """Returns float32 `[n, num_classes]`, one-hot or multi-hot."""
+        """Returns float32 [n, num_classes], one-hot or multi-hot."""
         if self.labels.ndim == 2:
             return self.labels
         return np.eye(num_classes, dtype=np.float32)[self.labels]
 
     def raw_images(self, examples):
-        """Returns stored images uint8 `[b, size, size, c]` as a NumPy array."""
+        """Returns stored images uint8 [b, size, size, c] as a NumPy array."""
         return np.asarray(self.images.array[self.rows[examples]])
 
     def map_images(self, function, cache_dir=None):
@@ -74,11 +74,11 @@ class Split:
         which is gone with the process.
 
         Args:
-            function: Takes uint8 images `[b, size, size, c]`, returns as many.
-            cache_dir: Folder for that file; see `cache.cached`.
+            function: takes uint8 images [b, size, size, c], returns as many.
+            cache_dir: folder for that file; see `cache.cached`.
 
         Raises:
-            OSError: If there is no room for the file.
+            OSError: if there is no room for the file.
         """
         chunks = np.array_split(np.arange(len(self)), len(self) // 256 + 1)
         array = None
@@ -101,12 +101,12 @@ class Split:
         """Fetches examples inside a `tf.data` function.
 
         Args:
-            examples: int32 tensor `[b]`.
-            num_classes: Number of classes.
+            examples: int32 tensor [b].
+            num_classes: number of classes.
 
         Returns:
-            Stored images uint8 `[b, size, size, c]` and targets float32
-            `[b, num_classes]`, one-hot or multi-hot.
+            Stored images uint8 [b, size, size, c] and targets float32
+            [b, num_classes], one-hot or multi-hot.
         """
         rows, _ = self._tensors
         images = self.images.gather(tf.gather(rows, examples))
@@ -141,23 +141,60 @@ class Dataset:
         info: `Info`.
         train: `Split` of training examples.
         test: `Split` of held-out examples.
-        arguments: JSON-able dict; `load(**arguments)` gives the same data.
+        arguments: JSON-able dict; the factory called with it gives the same
+            data.
+        factory: what `rebuild` knows the function by that made this; "load"
+            for `load`, None if it is not known.
+        has_own_normalization: whether a mean or std was asked for, rather than
+            the default.
     """
 
     info: Info
     train: Split
     test: Split
     arguments: dict = dataclasses.field(default_factory=dict)
+    factory: str | None = None
+    has_own_normalization: bool = False
+
+    def normalized_as(self, info):
+        """Returns this dataset with the mean and std of another.
+
+        Args:
+            info: `Info` of the other.
+
+        Raises:
+            UserError: if it has one mean a channel and other channels.
+        """
+        channels = self.info.image_shape[-1]
+        scale = {}
+        for name in ("mean", "std"):
+            values = getattr(info, name)
+            if len(values) != channels and len(set(values)) > 1:
+                raise UserError(
+                    f"Images of {channels} channels cannot be normalized as "
+                    f"those of {info.name!r}. Received: {name}={values}; set "
+                    f"channels={len(values)}, or mean and std of your own."
+                )
+            scale[name] = (
+                values if len(values) == channels else (values[:1] * channels)
+            )
+        is_loaded = self.factory == "load"
+        return dataclasses.replace(
+            self,
+            info=dataclasses.replace(self.info, **scale),
+            arguments=self.arguments | (scale if is_loaded else {}),
+            has_own_normalization=True,
+        )
 
     def steps_per_epoch(self, batch_size, num_parts=1):
         """Returns the number of whole global batches in the training split.
 
         Args:
-            batch_size: Size of the global batch.
-            num_parts: Replicas that it is spread over.
+            batch_size: size of the global batch.
+            num_parts: replicas that it is spread over.
 
         Raises:
-            UserError: If the batch is larger than the training split or cannot
+            UserError: if the batch is larger than the training split or cannot
                 be cut into equal parts.
         """
         _check_batch_size(batch_size, num_parts)
@@ -183,22 +220,22 @@ class Dataset:
         seen in that epoch.
 
         Args:
-            batch_size: Size of the global batch.
-            seed: Integer seed of order, augmentation and mixup.
-            augmentation: Sequence of `Augmentation`, applied in turn. Images
+            batch_size: size of the global batch.
+            seed: integer seed of order, augmentation and mixup.
+            augmentation: sequence of `Augmentation`, applied in turn. Images
                 still larger than the model's input are then cropped at the
                 centre.
-            mixup_alpha: As `train_parts`.
-            **position: Where in the stream to start and which worker's part
+            mixup_alpha: as `train_parts`.
+            **position: where in the stream to start and which worker's part
                 of it to make, as `train_parts`.
 
         Returns:
-            An infinite `tf.data.Dataset` of images float32 `[b, h, w, c]` and
-            targets float32 `[b, num_classes]`,
+            An infinite `tf.data.Dataset` of images float32 [b, h, w, c] and
+            targets float32 [b, num_classes],
             b = batch_size / (num_workers * num_replicas).
 
         Raises:
-            UserError: As `train_parts`.
+            UserError: as `train_parts`.
         """
         parts = self.train_parts(
             batch_size, seed, augmentation, mixup_alpha, **position
@@ -232,27 +269,27 @@ class Dataset:
         same cores, hands it over.
 
         Args:
-            batch_size: Size of the global batch.
-            seed: Integer seed of order, augmentation and mixup.
-            augmentation: Sequence of `Augmentation`, applied in turn. Images
+            batch_size: size of the global batch.
+            seed: integer seed of order, augmentation and mixup.
+            augmentation: sequence of `Augmentation`, applied in turn. Images
                 still larger than the model's input are then cropped at the
                 centre.
-            mixup_alpha: Mixup (Zhang et al. 2018) with one
+            mixup_alpha: mixup (Zhang et al. 2018) with one
                 lambda ~ Beta(alpha, alpha) for each global batch; partners
                 come from the same part of the batch. 0 for none.
-            first_epoch: Epoch to start in, from 0.
-            first_step: Step of that epoch to start at, from 0.
-            num_replicas: Replicas of each worker.
-            num_workers: Number of workers.
-            worker: Index of this worker.
+            first_epoch: epoch to start in, from 0.
+            first_step: step of that epoch to start at, from 0.
+            num_replicas: replicas of each worker.
+            num_workers: number of workers.
+            worker: index of this worker.
 
         Returns:
-            An infinite `tf.data.Dataset` of dicts: "examples" int32 `[b]`,
-            "uniforms" float32 `[b, k]`, and for mixup "weight" float32 scalar
-            and "partners" int32 `[b]`.
+            An infinite `tf.data.Dataset` of dicts: "examples" int32 [b],
+            "uniforms" float32 [b, k], and for mixup "weight" float32 scalar
+            and "partners" int32 [b].
 
         Raises:
-            UserError: If the batch is larger than the training split or
+            UserError: if the batch is larger than the training split or
                 cannot be cut into equal parts.
         """
         num_parts = num_workers * num_replicas
@@ -284,12 +321,12 @@ class Dataset:
         """Fetches, augments and normalizes one batch, inside a graph.
 
         Args:
-            part: Element of `train_parts`.
-            augmentation: The sequence of `Augmentation` it was drawn for.
+            part: element of `train_parts`.
+            augmentation: the sequence of `Augmentation` it was drawn for.
 
         Returns:
-            Images float32 `[b, h, w, c]` and targets float32
-            `[b, num_classes]`.
+            Images float32 [b, h, w, c] and targets float32
+            [b, num_classes].
         """
         source = self if augmentation else self._blocks_moved
         size = self.info.image_shape[0]
@@ -322,18 +359,18 @@ class Dataset:
 
         Args:
             split: "test" or "train".
-            batch_size: Size of the global batch.
-            num_replicas: Replicas of each worker.
-            num_workers: Number of workers.
-            worker: Index of this worker.
+            batch_size: size of the global batch.
+            num_replicas: replicas of each worker.
+            num_workers: number of workers.
+            worker: index of this worker.
 
         Returns:
-            A finite `tf.data.Dataset` of images float32 `[b, h, w, c]`, targets
-            float32 `[b, num_classes]` and weights float32 `[b]`,
+            A finite `tf.data.Dataset` of images float32 [b, h, w, c], targets
+            float32 [b, num_classes] and weights float32 [b],
             b = batch_size / (num_workers * num_replicas).
 
         Raises:
-            UserError: If the batch cannot be cut into equal parts.
+            UserError: if the batch cannot be cut into equal parts.
         """
         num_parts = num_workers * num_replicas
         _check_batch_size(batch_size, num_parts)
@@ -359,11 +396,11 @@ class Dataset:
 
         Args:
             split: "test" or "train".
-            examples: int32 tensor `[b]`.
+            examples: int32 tensor [b].
 
         Returns:
-            Images float32 `[b, h, w, c]` and targets float32
-            `[b, num_classes]`.
+            Images float32 [b, h, w, c] and targets float32
+            [b, num_classes].
         """
         source = self._blocks_moved
         images, targets = source._split(split).fetch(
@@ -471,17 +508,17 @@ def _draw_epoch(seed, num_examples, shape, num_uniforms, mixup_alpha):
     """Draws all that is random in an epoch.
 
     Args:
-        seed: Pair (seed, epoch).
-        num_examples: Number of training examples.
-        shape: `[steps, num_parts, b]`.
-        num_uniforms: Random numbers an example needs for its augmentation.
-        mixup_alpha: Parameter of mixup's Beta distribution; 0 for none.
+        seed: pair (seed, epoch).
+        num_examples: number of training examples.
+        shape: [steps, num_parts, b].
+        num_uniforms: random numbers an example needs for its augmentation.
+        mixup_alpha: parameter of mixup's Beta distribution; 0 for none.
 
     Returns:
         parts: Dict of "examples" int32 `shape`, and for mixup "weight" float32
             `shape[:2]`, equal over the parts of a step, and "partners" int32
             `shape`, permutations of each part.
-        uniforms: float32 `[num_examples, num_uniforms]`.
+        uniforms: float32 [num_examples, num_uniforms].
     """
     seeds = tf.unstack(tf.random.split(seed, 4))
     order = tf.random.experimental.stateless_shuffle(
@@ -501,7 +538,7 @@ def _draw_epoch(seed, num_examples, shape, num_uniforms, mixup_alpha):
 
 
 def _own(per_part, worker, num_replicas):
-    """Cuts a worker's parts out of `[steps, num_parts, ...]`, in sequence."""
+    """Cuts a worker's parts out of [steps, num_parts, ...], in sequence."""
     first = worker * num_replicas
     parts = per_part[:, first : first + num_replicas]
     return tf.reshape(parts, [-1, *parts.shape[2:]])

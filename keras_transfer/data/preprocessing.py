@@ -25,21 +25,21 @@ class Info:
     `dataclasses.asdict` of it is JSON-able, and `Info(**that)` restores it.
 
     Attributes:
-        name: Name the dataset was loaded by.
+        name: name the dataset was loaded by.
         image_shape: `(h, w, c)` of one model input.
-        class_names: One name per model output.
-        multi_label: Whether several classes may hold at once (multi-hot
+        class_names: one name per model output.
+        multi_label: whether several classes may hold at once (multi-hot
             targets) or exactly one (one-hot).
-        mean: Mean per channel, in units of pixel / 255.
-        std: Standard deviation per channel, in units of pixel / 255.
-        resize: Side in pixels to which the shorter side of an image (for
+        mean: mean per channel, in units of pixel / 255.
+        std: standard deviation per channel, in units of pixel / 255.
+        resize: side in pixels to which the shorter side of an image (for
             "xray", the longer) is resized before any crop.
-        num_train: Number of training examples.
-        num_test: Number of test examples.
+        num_train: number of training examples.
+        num_test: number of test examples.
         shuffle: None, "blocks", "pixels" or "channels".
-        block_size: Side of a block in pixels, for "blocks".
-        shuffle_seed: Seed of the shuffle's permutation.
-        fit: How images are brought to one size, see `Fit.kind`.
+        block_size: side of a block in pixels, for "blocks".
+        shuffle_seed: seed of the shuffle's permutation.
+        fit: how images are brought to one size, see `Fit.kind`.
     """
 
     name: str
@@ -70,8 +70,8 @@ class Fit:
         kind: "crop": the shorter side is resized to `resize` (antialiased
             bilinear) and a central square cut out; "xray": the pipeline of
             `xray.fit`, the longer side resized to `resize`.
-        resize: Side in pixels.
-        crop: Side in pixels of the central square that is kept.
+        resize: side in pixels.
+        crop: side in pixels of the central square that is kept.
         channels: 1 or 3.
     """
 
@@ -89,11 +89,11 @@ class Fit:
         """Applies it.
 
         Args:
-            images: `[height, width, c]` or `[n, height, width, c]`, uint8 or
+            images: [height, width, c] or [n, height, width, c], uint8 or
                 float in 0..255.
 
         Returns:
-            uint8 `[crop, crop, channels]` or `[n, crop, crop, channels]`.
+            uint8 [crop, crop, channels] or [n, crop, crop, channels].
         """
         if len(images.shape) == 3:
             return self(images[None])[0]
@@ -115,13 +115,13 @@ def preprocess(images, info):
     shuffle.
 
     Args:
-        images: `[n, height, width, channels]`, uint8 or float in 0..255; any
+        images: [n, height, width, channels], uint8 or float in 0..255; any
             height and width, and 1 (gray), 2 (gray, alpha), 3 (colour) or 4
             (colour, alpha) channels. Alpha is dropped.
         info: `Info` of the dataset the model was trained on.
 
     Returns:
-        float32 `[n, h, w, c]` with `(h, w, c) = info.image_shape`.
+        float32 [n, h, w, c] with `(h, w, c) = info.image_shape`.
     """
     size, _, channels = info.image_shape
     return normalize(Fit(info.fit, info.resize, size, channels)(images), info)
@@ -156,7 +156,7 @@ def to_uint8(images):
 
 
 def center_crop(images, size):
-    """Crops images `[..., h, w, c]` to `[..., size, size, c]`."""
+    """Crops images [..., h, w, c] to [..., size, size, c]."""
     if images.shape[-3:-1] == (size, size):
         return images
     sides = tf.cast(tf.shape(images)[-3:-1], tf.float32)
@@ -168,7 +168,7 @@ def normalize(images, info):
     """Turns stored images into model inputs, and applies the shuffle.
 
     Args:
-        images: `[..., h, w, c]`, uint8 or float in 0..255.
+        images: [..., h, w, c], uint8 or float in 0..255.
         info: `Info` with `image_shape == (h, w, c)`.
 
     Returns:
@@ -195,7 +195,7 @@ def shuffle_function(info):
     """Returns the function of images that applies `info.shuffle`.
 
     Raises:
-        UserError: If there is no such shuffle or its block size is missing.
+        UserError: if there is no such shuffle or its block size is missing.
     """
     if info.shuffle is None and info.block_size is None:
         return lambda images: images
@@ -216,6 +216,53 @@ def shuffle_function(info):
         "shuffle must be None, 'blocks', 'pixels' or 'channels'. "
         f"Received: shuffle={info.shuffle!r}."
     )
+
+
+def per_channel(name, value, channels):
+    """Returns a mean or std as a tuple of one number a channel.
+
+    Args:
+        name: "mean" or "std".
+        value: number, or one a channel.
+        channels: 1 or 3.
+
+    Raises:
+        UserError: if there are too many or too few, or a std is not positive.
+    """
+    values = tuple(map(float, np.atleast_1d(value)))
+    if len(values) not in (1, channels) or (name == "std" and min(values) <= 0):
+        raise UserError(
+            f"{name} must be one number or one a channel ({channels}), and a "
+            f"std positive. Received: {name}={value}."
+        )
+    return values * (channels // len(values))
+
+
+def check_sizes(image_size, resize, channels):
+    """Raises a `UserError` unless images can be of these sizes.
+
+    Args:
+        image_size: side in pixels of what the model sees, or None.
+        resize: side in pixels of what is stored, or None.
+        channels: 1, 3 or None.
+    """
+    for side in (image_size, resize):
+        if side is not None and side < 1:
+            raise UserError(
+                "Images have sides of at least 1 pixel. Received: "
+                f"image_size={image_size}, resize={resize}."
+            )
+    if channels not in (None, 1, 3):
+        raise UserError(
+            "Images have 1 channel (gray) or 3 (colour). "
+            f"Received: channels={channels}."
+        )
+    if resize and image_size and image_size > resize:
+        raise UserError(
+            "Stored images are smaller than what the model is to see. "
+            f"Received: resize={resize}, image_size={image_size}; make resize "
+            "at least image_size."
+        )
 
 
 def _convert_channels(images, channels):

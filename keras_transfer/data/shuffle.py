@@ -4,8 +4,8 @@ The paper destroys the visual features of the target domain and keeps its
 low-level statistics by permuting blocks, pixels or channels (section 3.1). The
 permutation of a seed is the published one: NumPy's `RandomState(seed)`.
 
-Each function here returns a function of an image `[h, w, c]` or of a batch of
-images `[..., h, w, c]`, of any dtype, usable in `tf.data`. Output element `i`
+Each function here returns a function of an image [h, w, c] or of a batch of
+images [..., h, w, c], of any dtype, usable in `tf.data`. Output element `i`
 is input element `permutation[i]`.
 """
 
@@ -19,16 +19,16 @@ def block_shuffle(image_size, block_size, seed):
     """Cuts square images into blocks and permutes the blocks.
 
     Args:
-        image_size: Side of the image in pixels.
-        block_size: Side of a block in pixels; must divide `image_size`.
-        seed: Seed of the permutation of the `(image_size / block_size)**2`
+        image_size: side of the image in pixels.
+        block_size: side of a block in pixels; must divide `image_size`.
+        seed: seed of the permutation of the `(image_size / block_size)**2`
             blocks, counted in row-major order.
 
     Returns:
-        A function of images `[..., image_size, image_size, c]`.
+        A function of images [..., image_size, image_size, c].
 
     Raises:
-        UserError: If `block_size` does not divide `image_size`.
+        UserError: if `block_size` does not divide `image_size`.
     """
     if block_size < 1 or image_size % block_size:
         sizes = [b for b in range(1, image_size + 1) if image_size % b == 0]
@@ -63,12 +63,12 @@ def pixel_shuffle(image_shape, seed):
 
     Args:
         image_shape: `(h, w, c)`.
-        seed: Seed of the permutation of the `c * h * w` values, counted
+        seed: seed of the permutation of the `c * h * w` values, counted
             channel first as in the published definition, although our images
             are channel-last.
 
     Returns:
-        A function of images `[..., h, w, c]`.
+        A function of images [..., h, w, c].
     """
     h, w, c = image_shape
     permutation = np.random.RandomState(seed).permutation(c * h * w)
@@ -90,10 +90,10 @@ def channel_shuffle(image_shape, seed):
 
     Args:
         image_shape: `(h, w, c)`.
-        seed: Seed of the permutation of the `c` channels.
+        seed: seed of the permutation of the `c` channels.
 
     Returns:
-        A function of images `[..., h, w, c]`.
+        A function of images [..., h, w, c].
     """
     permutation = np.random.RandomState(seed).permutation(image_shape[-1])
 

@@ -1,7 +1,7 @@
 """The paper's image pipeline for chest X-rays (section 3, CheXpert).
 
 Histogram equalization, the longer side resized keeping the ratio, gray padding
-at the bottom and right, a 3x3 Gaussian blur. Images are gray, `[n, h, w, 1]`.
+at the bottom and right, a 3x3 Gaussian blur. Images are gray, [n, h, w, 1].
 """
 
 import tensorflow as tf
@@ -13,11 +13,11 @@ def fit(images, size):
     """Applies the pipeline.
 
     Args:
-        images: uint8 `[n, height, width, 1]`.
-        size: Side of the result in pixels.
+        images: uint8 [n, height, width, 1].
+        size: side of the result in pixels.
 
     Returns:
-        float32 `[n, size, size, 1]` in 0..255.
+        float32 [n, size, size, 1] in 0..255.
     """
     images = equalize_histogram(images)
     return blur(resize_and_pad(images, size))
@@ -31,7 +31,7 @@ def equalize_histogram(images):
     one level stays as it is.
 
     Args:
-        images: uint8 `[n, height, width, 1]`.
+        images: uint8 [n, height, width, 1].
 
     Returns:
         uint8 of the same shape.
@@ -59,11 +59,11 @@ def resize_and_pad(images, size):
     pixels. The image is at the top left.
 
     Args:
-        images: uint8 or float `[n, height, width, 1]`.
-        size: Side of the result in pixels.
+        images: uint8 or float [n, height, width, 1].
+        size: side of the result in pixels.
 
     Returns:
-        float32 `[n, size, size, 1]`.
+        float32 [n, size, size, 1].
     """
     sides = tf.cast(tf.shape(images)[1:3], tf.float64)
     target = tf.cast(tf.round(sides * (size / tf.reduce_max(sides))), tf.int32)
@@ -85,7 +85,7 @@ def blur(images):
     direction.
 
     Args:
-        images: float32 `[n, height, width, 1]`.
+        images: float32 [n, height, width, 1].
 
     Returns:
         float32 of the same shape.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.image_files import EncodedImages
+from keras_transfer.data.sources.registry import Found, register
 from keras_transfer.errors import UserError
 
 FINDINGS = (
@@ -33,28 +33,49 @@ _INSTRUCTIONS = (
 )
 
 
-def list_chexpert(data_dir, split_size, split_seed, test_split):
-    """Lists the images and labels of training and test split.
+def doubled(labels):
+    """Returns which training examples to see, some of them twice.
+
+    Args:
+        labels: float32 [n, 5].
+
+    Returns:
+        Integers, each of 0..n-1 once, or twice in a row if positive for
+        Cardiomegaly or Consolidation.
+    """
+    columns = [FINDINGS.index(name) for name in _DOUBLED]
+    positive = labels[:, columns].any(axis=1)
+    return np.repeat(np.arange(len(labels)), 1 + positive)
+
+
+@register(
+    "chexpert",
+    mean=128 / 255,
+    std=64 / 255,
+    fit="xray",
+    keep="encoded",
+    repeat=doubled,
+)
+def find_chexpert(data_dir, split_size, split_seed, test_split):
+    """Finds the images and the findings of `FINDINGS`.
 
     The rows of `train.csv` are permuted by NumPy's `RandomState(split_seed)`;
     the first `split_size` are for training and the next for testing.
 
     Args:
-        data_dir: The unpacked folder, with `train.csv`, `valid.csv`, `train`
+        data_dir: the unpacked folder, with `train.csv`, `valid.csv`, `train`
             and `valid`.
-        split_size: Number of images in either split; None for half of all.
-        split_seed: Seed of the permutation; the paper's is 1234.
-        test_split: "test", or "valid": the official validation images.
+        split_size: number of images in either split; None for half of all.
+        split_seed: seed of the permutation; the paper's is 1234.
+        test_split: None or "test", or "valid": the official validation images.
 
     Returns:
-        images: `EncodedImages`, of training, then of test.
-        labels: Dict from "train" and "test" to float32 `[n, 5]`, the findings
-            of `FINDINGS`.
+        A `Found`.
 
     Raises:
-        UserError: If the folder or what is in it is not CheXpert's.
+        UserError: if the folder or what is in it is not CheXpert's.
     """
-    if test_split not in ("test", "valid"):
+    if test_split not in (None, "test", "valid"):
         raise UserError(
             "CheXpert's test_split is 'test' (drawn from train.csv, as in the "
             "paper) or 'valid' (the official validation images). "
@@ -68,38 +89,13 @@ def list_chexpert(data_dir, split_size, split_seed, test_split):
             f"size. Received: split_size={split_size}."
         )
     order = np.random.RandomState(split_seed).permutation(len(paths))
-    train, test = order[:size], order[size : 2 * size]
-    chosen = [paths[i] for i in train]
-    split_labels = {"train": labels[train]}
+    train, test = (
+        ([paths[i] for i in rows], labels[rows])
+        for rows in (order[:size], order[size : 2 * size])
+    )
     if test_split == "valid":
-        valid_paths, split_labels["test"] = _read_csv(data_dir, "valid.csv")
-        chosen += valid_paths
-    else:
-        split_labels["test"] = labels[test]
-        chosen += [paths[i] for i in test]
-    try:
-        images = EncodedImages.of_files(chosen)
-    except OSError as error:
-        raise UserError(
-            "An image that CheXpert's table names cannot be read. Received: "
-            f"{error.filename} ({error.strerror}). Unpack the whole archive."
-        ) from error
-    return images, split_labels
-
-
-def doubled(labels):
-    """Returns which training examples to see, some of them twice.
-
-    Args:
-        labels: float32 `[n, 5]`.
-
-    Returns:
-        Integers, each of 0..n-1 once, or twice in a row if positive for
-        Cardiomegaly or Consolidation.
-    """
-    columns = [FINDINGS.index(name) for name in _DOUBLED]
-    positive = labels[:, columns].any(axis=1)
-    return np.repeat(np.arange(len(labels)), 1 + positive)
+        test = _read_csv(data_dir, "valid.csv")
+    return Found.of_splits(FINDINGS, train, test)
 
 
 def _read_csv(data_dir, name):

@@ -5,33 +5,36 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.image_files import EncodedImages, some
+from keras_transfer.data.image_files import some
+from keras_transfer.data.sources.registry import Found, register
 from keras_transfer.errors import UserError
 
 _LAYOUT = "Expected <root>/{train,test}/<class>/<image files>."
 
 
-def list_folder(root):
-    """Lists the images of a folder.
+@register("folder", needs_every_class=True)
+def find_folder(data_dir):
+    """Finds the images of a folder.
 
     Hidden files and anything deeper than `<split>/<class>/<file>` are left
     out.
 
     Args:
-        root: Folder with `train` and `test`, each with a folder a class.
+        data_dir: folder with `train` and `test`, each with a folder a class.
 
     Returns:
-        class_names: Sorted names of the folders in `train`.
-        images: `EncodedImages` of train, then test, each sorted by class and
-            name.
-        labels: Dict from "train" and "test" to int32 `[n]` indices into
-            `class_names`.
+        A `Found`, each split sorted by class and name.
 
     Raises:
-        UserError: If a part of the layout is missing, a class is empty, or a
+        UserError: if a part of the layout is missing, a class is empty, or a
             test class is unknown in training.
     """
-    root = Path(root).expanduser().absolute()
+    if data_dir is None:
+        raise UserError(
+            "An image folder needs a place. Received: data_dir=None; set it to "
+            "the folder that holds train and test."
+        )
+    root = Path(data_dir).expanduser().absolute()
     if not root.is_dir():
         raise UserError(
             f"There is no image folder {root}. {_LAYOUT} Received: "
@@ -44,15 +47,14 @@ def list_folder(root):
             f"Test classes without training images in {root}. Received: "
             f"{some(unknown)}. Remove them or add them to train."
         )
-    files, labels = [], {}
+    splits = {}
     for split, names in classes.items():
         per_class = [_files(root / split / name) for name in names]
         index = [classes["train"].index(name) for name in names]
-        files += [file for group in per_class for file in group]
-        labels[split] = np.repeat(
-            np.array(index, np.int32), [len(group) for group in per_class]
-        )
-    return tuple(classes["train"]), EncodedImages.of_files(files), labels
+        files = [file for group in per_class for file in group]
+        counts = [len(group) for group in per_class]
+        splits[split] = files, np.repeat(np.array(index, np.int32), counts)
+    return Found.of_splits(classes["train"], **splits)
 
 
 def _subfolders(root, split):

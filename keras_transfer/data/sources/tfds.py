@@ -16,62 +16,114 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.cache import cached
-from keras_transfer.data.image_files import EncodedImages, digest
+from keras_transfer.data.image_files import ImageFiles, digest
+from keras_transfer.data.sources.registry import Found, names, register
 from keras_transfer.errors import UserError
 
 _MANUAL_FILES = {
     "imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 }
-_OURS = "mnist, digits, folder and chexpert"
+
+
+def count_tfds(name, train_split, test_split, split_size):
+    """Counts what TFDS says a dataset has, whether it is there or not.
+
+    Args:
+        name: as for `open_builder`.
+        train_split: name of the training split.
+        test_split: name of the test split, or None.
+        split_size: at most so many of either; None for all.
+
+    Returns:
+        Names of the classes, numbers of training and of test images.
+
+    Raises:
+        UserError: as `open_builder`, or if TFDS does not know.
+    """
+    builder = _find_builder(name, None)
+    test_split = test_split or default_test_split(builder)
+    try:
+        counts = [
+            builder.info.splits[split].num_examples
+            for split in (train_split, test_split)
+        ]
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"TFDS does not say how many images it has. Received: name={name!r}"
+        ) from error
+    limit = split_size or max(counts)
+    return class_names(builder), *(min(count, limit) for count in counts)
+
+
+@register(count=count_tfds)
+def find_tfds(
+    name,
+    data_dir,
+    train_split,
+    test_split,
+    split_size,
+    split_seed,
+    cache_dir,
+):
+    """Finds the encoded images and the labels of a dataset.
+
+    Args:
+        name: as for `open_builder`.
+        data_dir: likewise.
+        train_split: as TFDS takes it: "train", "train[:80%]".
+        test_split: likewise; None for "test" or else "validation".
+        split_size: how many examples of either split are drawn; None for all.
+        split_seed: seed of that draw: NumPy's `RandomState`.
+        cache_dir: where positions (or a copy) are kept, see `cached`.
+
+    Returns:
+        A `Found`.
+
+    Raises:
+        UserError: as `open_builder` and `read_split`.
+    """
+    builder = open_builder(name, data_dir)
+    splits = train_split, test_split or default_test_split(builder)
+    train, test = (
+        _draw(*read_split(builder, split, cache_dir), split_size, split_seed)
+        for split in splits
+    )
+    height, width, channels = image_shape(builder)
+    return Found.of_splits(
+        class_names(builder),
+        train,
+        test,
+        image_size=height if height == width else None,
+        channels=channels,
+    )
+
+
+def _draw(images, labels, size, seed):
+    """Draws `size` examples, if there are more; keeps their order."""
+    if size is None or size >= len(labels):
+        return images, labels
+    rows = np.random.RandomState(seed).permutation(len(labels))[:size]
+    rows = np.sort(rows)
+    return images.select(rows), labels[rows]
 
 
 def open_builder(name, data_dir):
     """Returns a TFDS builder, its data downloaded and prepared.
 
     Args:
-        name: As TFDS takes it: "cifar10", "domainnet/real", "mnist:3.*.*".
-        data_dir: Where TFDS keeps its data; None for its default.
+        name: as TFDS takes it: "cifar10", "domainnet/real", "mnist:3.*.*".
+        data_dir: where TFDS keeps its data; None for its default.
 
     Returns:
         `tfds.core.DatasetBuilder`.
 
     Raises:
-        UserError: If there is no such dataset, it is not for image
+        UserError: if there is no such dataset, it is not for image
             classification, or it is not there and cannot be had.
     """
     builder = _find_builder(name, data_dir)
     _prepare(builder)
     return builder
-
-
-def count(name, train_split, test_split):
-    """Counts what TFDS says a dataset has, whether it is there or not.
-
-    Args:
-        name: As for `open_builder`.
-        train_split: Name of the training split.
-        test_split: Name of the test split, or None.
-
-    Returns:
-        Names of the classes, numbers of training and of test images.
-
-    Raises:
-        UserError: As `open_builder`, or if TFDS does not know.
-    """
-    builder = _find_builder(name, None)
-    try:
-        counts = [
-            builder.info.splits[split].num_examples
-            for split in (
-                train_split,
-                test_split or default_test_split(builder),
-            )
-        ]
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"TFDS does not say how many images it has. Received: name={name!r}"
-        ) from error
-    return class_names(builder), *counts
 
 
 def _find_builder(name, data_dir):
@@ -82,7 +134,8 @@ def _find_builder(name, data_dir):
     except (ValueError, ImportError, OSError) as error:
         raise UserError(
             f"There is no dataset {name!r}. Received: name={name!r}; use one "
-            f"of {_OURS}, or a name that tfds.list_builders() lists. TFDS "
+            f"of {', '.join(names())}, or a name that tfds.list_builders() "
+            f"lists; import the module of a source of your own first. TFDS "
             f"said: {str(error).splitlines()[0]}"
         ) from error
     features = dict(builder.info.features)
@@ -153,16 +206,16 @@ def read_split(builder, split, cache_dir=None):
     """Returns the encoded images and labels of a split.
 
     Args:
-        builder: As `open_builder` gives it.
-        split: As TFDS takes it: "train", "train[:80%]".
-        cache_dir: Where positions (or a copy) are kept, see `cached`.
+        builder: as `open_builder` gives it.
+        split: as TFDS takes it: "train", "train[:80%]".
+        cache_dir: where positions (or a copy) are kept, see `cached`.
 
     Returns:
-        images: `EncodedImages`, in the order in which they are stored.
-        labels: int32 `[n]`.
+        images: `ImageFiles`, in the order in which they are stored.
+        labels: int32 [n].
 
     Raises:
-        UserError: If there is no such split, or examples have no class.
+        UserError: if there is no such split, or examples have no class.
     """
     instructions = _record_files(builder, split)
     if instructions is None:
@@ -232,7 +285,7 @@ def _indexed(builder, instructions, cache_dir):
         state, write, read, num_bytes, cache_dir
     ).T
     key = hashlib.sha256(state.encode()).hexdigest()
-    images = EncodedImages(tuple(paths), key, file, offset, length)
+    images = ImageFiles(tuple(paths), key, file, offset, length)
     return images, label.astype(np.int32)
 
 
@@ -307,7 +360,7 @@ def _copied(builder, split, cache_dir):
     key = [builder.info.full_name, str(builder.data_dir), split]
     num_bytes = builder.info.dataset_size or 0
     path, lengths, labels = cached(key, write, read, num_bytes, cache_dir)
-    images = EncodedImages(
+    images = ImageFiles(
         (path,),
         digest([path]),
         np.zeros(len(lengths), np.int64),

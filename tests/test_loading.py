@@ -171,7 +171,10 @@ def test_load_is_configurable_by_gin():
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"name": "minst"}, "no dataset 'minst'.*mnist, digits, folder"),
+        (
+            {"name": "minst"},
+            "no dataset 'minst'.*chexpert, digits, folder, mnist",
+        ),
         ({"channels": 2}, "channels=2"),
         ({"image_size": 20, "resize": 16}, "resize=16, image_size=20"),
         ({"mean": [0.5, 0.5]}, r"mean=\[0.5, 0.5\]"),
