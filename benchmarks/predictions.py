@@ -45,8 +45,8 @@ def write_run(path, dataset, seed):
     """Writes a run that holds a new model; returns its directory."""
     net = models.fixup_resnet50(10, dataset.info.image_shape, seed=seed)
     run = Run(path)
-    run.describe("", net, dataset)
-    run.save(0, tf.train.Checkpoint(model=net))
+    run.begin("", net, dataset)
+    run.save(0, net)
     return str(path)
 
 

@@ -23,7 +23,6 @@ from PIL import Image
 
 from keras_transfer import data, models, objectives
 from keras_transfer.runs import Run
-from keras_transfer.runs.record import Record
 from keras_transfer.training import SGD, constant
 from keras_transfer.training.step import Trainer
 
@@ -104,8 +103,7 @@ def measure(options, scratch):
         dataset.eval_batches, split="test", batch_size=min(256, batch_size * 4)
     )
     run = Run(f"{scratch}/run")
-    run.describe("", model, dataset)
-    record = Record(run, "accuracy", "all", True)
+    run.begin("", model, dataset)
     seconds = {"bare": [], "loop": [], "evaluation": [], "checkpoint": []}
 
     def timed(name, function, *arguments):
@@ -115,16 +113,20 @@ def measure(options, scratch):
         return result
 
     def one_epoch(epoch):
-        summary = trainer.train_epoch(iterator, 0, steps, lambda count: None)
-        record.write_metrics(epoch, steps * epoch, {"train": summary})
-        record.write_summaries(epoch, {"train": summary}, {"rate": 1.0})
+        taken = np.empty((0, 2), np.float32)
+        while len(taken) < steps:
+            sums = trainer.take_steps(iterator, steps - len(taken))
+            taken = np.concatenate([taken, sums])
+        summaries = {"train": trainer.summarize(taken)}
+        run.add_metrics(epoch, steps * epoch, summaries)
+        run.summaries.write_scalars(epoch, summaries, {"rate": 1.0})
 
     count = tf.constant(steps)
     for epoch in range(options.repeats + 2):
         timed("bare", lambda: (bare(count), optimizer.iterations.numpy()))
         timed("loop", one_epoch, epoch)
         timed("evaluation", trainer.predict, test, dataset.info.num_test)
-        timed("checkpoint", run.save, epoch, trainer.checkpoint)
+        timed("checkpoint", lambda: run.save(epoch, *trainer.state()))  # noqa: B023
     # The first two rounds trace, compile and settle the steps per call.
     median = {k: statistics.median(v[2:]) for k, v in seconds.items()}
     rate = steps * batch_size / median["bare"]

@@ -1,6 +1,7 @@
 import functools
 import json
 import shutil
+import signal
 
 import keras
 import numpy as np
@@ -10,7 +11,9 @@ import tensorflow as tf
 from keras_transfer import data, models
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
+from keras_transfer.runs.checkpoints import read_arrays
 from keras_transfer.training import SGD, constant, cosine, strategy, train
+from keras_transfer.training.step import Trainer
 
 small_net = functools.partial(models.fixup_resnet, widths=(4, 8))
 
@@ -280,4 +283,409 @@ def test_batch_normalization_statistics_are_trained_and_kept(tmp_path, digits):
 def test_bad_arguments_are_plain_errors(tmp_path, digits, changes, message):
     with pytest.raises(UserError, match=message):
         train_digits(tmp_path / "run", digits, **changes)
+    assert not Run(tmp_path / "run").exists
+
+
+# Models of any kind.
+
+
+def dense_net(num_classes, input_shape, seed, activation=None, **kwargs):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(6, activation="relu", **kwargs),
+            keras.layers.Dense(num_classes, activation=activation),
+        ]
+    )
+
+
+def noisy_net(num_classes, input_shape, seed):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Dropout(0.3),
+            keras.layers.Flatten(),
+            keras.layers.Dense(num_classes),
+        ]
+    )
+
+
+def one_step(work_dir, dataset, model, **changes):
+    """Trains one step of plain gradient descent at rate 0.1."""
+    arguments = {
+        "model": model,
+        "epochs": 1,
+        "batch_size": 64,
+        "schedule": functools.partial(constant, base_rate=0.1),
+        "optimizer": keras.optimizers.SGD,
+        "augmentation": (),
+    }
+    return train_digits(work_dir, dataset, **(arguments | changes))
+
+
+TWO_DEVICES = functools.partial(
+    strategy, name="mirrored", devices=["CPU:0", "CPU:1"]
+)
+STRATEGIES = {
+    "one": functools.partial(strategy, name="one_device"),
+    "two": TWO_DEVICES,
+}
+
+
+def test_model_that_ends_in_softmax_is_trained_as_its_logits(tmp_path, digits):
+    softmax = functools.partial(dense_net, activation="softmax")
+    logits, probabilities = (
+        train_digits(tmp_path / name, digits, model=model)
+        for name, model in (("logits", dense_net), ("softmax", softmax))
+    )
+    assert_same(weights(logits), weights(probabilities), atol=0)
+    assert (
+        logits.metrics_path.read_text()
+        == probabilities.metrics_path.read_text()
+    )
+    # The model stays as its user made it.
+    model = probabilities.load_model()
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 1))
+    np.testing.assert_allclose(model(images).numpy().sum(1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(
+        model(images), tf.nn.softmax(logits.load_model()(images)), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("devices", STRATEGIES)
+def test_regularizers_are_a_part_of_the_loss(tmp_path, digits, devices):
+    regularized = functools.partial(
+        dense_net, kernel_regularizer=keras.regularizers.L2(0.5)
+    )
+    changes = {"strategy": STRATEGIES[devices]}
+    plain = one_step(tmp_path / "plain", digits, dense_net, **changes)
+    decayed = one_step(tmp_path / "decayed", digits, regularized, **changes)
+    kernel, *others = weights(plain)
+    # The gradient of 0.5 w^2 is w.
+    kernel = kernel - 0.1 * weights(plain, 0)[0]
+    assert_same(weights(decayed), [kernel, *others], atol=1e-6)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Shrink(keras.layers.Layer):
+    """Adds the mean square of its input to the loss."""
+
+    def call(self, inputs):
+        self.add_loss(tf.reduce_mean(tf.square(inputs)))
+        return inputs
+
+
+@pytest.mark.parametrize("devices", STRATEGIES)
+def test_added_losses_are_a_part_of_the_loss(tmp_path, digits, devices):
+    def model(num_classes, input_shape, seed):
+        keras.utils.set_random_seed(seed)
+        return keras.Sequential(
+            [
+                keras.Input(input_shape),
+                keras.layers.Flatten(),
+                keras.layers.Dense(num_classes),
+                Shrink(),
+            ]
+        )
+
+    run = one_step(
+        tmp_path / "run", digits, model, strategy=STRATEGIES[devices]
+    )
+    kernel, bias = (tf.Variable(w) for w in weights(run, 0))
+    images, targets, _ = next(iter(digits.eval_batches("train", 64)))
+    with tf.GradientTape() as tape:
+        logits = tf.reshape(images, (64, -1)) @ kernel + bias
+        loss = tf.reduce_mean(
+            tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+        ) + tf.reduce_mean(logits**2)
+    gradients = tape.gradient(loss, [kernel, bias])
+    expected = [
+        w - 0.1 * g for w, g in zip((kernel, bias), gradients, strict=True)
+    ]
+    assert_same(weights(run), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        functools.partial(keras.optimizers.SGD, momentum=0.9),
+        functools.partial(keras.optimizers.SGD, global_clipnorm=0.1),
+        keras.optimizers.Adam,
+        functools.partial(keras.optimizers.AdamW, weight_decay=0.01),
+        functools.partial(SGD, momentum=0.0),
+    ],
+)
+def test_any_optimizer_moves_on_two_replicas_as_on_one(
+    tmp_path, digits, optimizer
+):
+    one, two = (
+        train_digits(
+            tmp_path / name,
+            digits,
+            model=dense_net,
+            optimizer=optimizer,
+            schedule=functools.partial(constant, base_rate=0.01),
+            strategy=made,
+        )
+        for name, made in STRATEGIES.items()
+    )
+    moved = [a - b for a, b in zip(weights(one), weights(one, 0), strict=True)]
+    assert all(np.abs(m).max() > 1e-4 for m in moved)
+    assert_same(weights(one), weights(two), atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("devices", STRATEGIES)
+@pytest.mark.parametrize("within", [False, True])
+def test_random_layers_statistics_and_loss_scale_are_resumed(
+    tmp_path, digits, monkeypatch, policy, devices, within
+):
+    def run_in(directory):
+        return train_digits(
+            tmp_path / directory,
+            digits,
+            model=noisy_net,
+            epochs=3,
+            strategy=STRATEGIES[devices],
+            dtype_policy=policy,
+            optimizer=keras.optimizers.Adam,
+            schedule=functools.partial(constant, base_rate=0.01),
+        )
+
+    whole = run_in("whole")
+    calls = iter(range(100))
+    take_steps = Trainer.take_steps
+
+    def stopping(self, iterator, most):
+        if next(calls) == 2:  # The first call is one step.
+            if not within:
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)
+        return take_steps(self, iterator, most)
+
+    def handler(number, frame):
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, handler)
+    monkeypatch.setattr(Trainer, "take_steps", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_in("parts")
+    monkeypatch.undo()
+    signal.signal(signal.SIGTERM, previous)
+    partial = list((tmp_path / "parts" / "checkpoints").glob(".*.partial"))
+    assert len(partial) == within
+    parts = run_in("parts")
+    expected, found = whole.load_weights(), parts.load_weights()
+    assert any("seed_generator" in name for name in expected)
+    assert_same(expected.values(), found.values(), atol=0)
+    assert whole.metrics_path.read_text() == parts.metrics_path.read_text()
+    states = [
+        read_arrays(run.checkpoints_path / "epoch-0003/optimizer.safetensors")
+        for run in (whole, parts)
+    ]
+    assert_same(states[0].values(), states[1].values(), atol=0)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Branches(keras.layers.Layer):
+    """Holds its layers in a list and in a dict."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.listed = [keras.layers.Dense(units) for _ in range(2)]
+        self.named = {"last": keras.layers.Dense(units)}
+
+    def build(self, input_shape):
+        for layer in (*self.listed, self.named["last"]):
+            layer.build((None, input_shape[-1]))
+
+    def call(self, inputs):
+        x = sum(layer(inputs) for layer in self.listed)
+        return x + self.named["last"](inputs)
+
+    def get_config(self):
+        return super().get_config() | {"units": self.units}
+
+
+def branching_net(num_classes, input_shape, seed):
+    keras.utils.set_random_seed(seed)
+    images = keras.Input(input_shape)
+    x = Branches(4)(keras.layers.Flatten()(images))
+    return keras.Model(images, keras.layers.Dense(num_classes)(x))
+
+
+def hub_vit(num_classes, input_shape, seed):
+    hub = pytest.importorskip("keras_hub", reason="builds a KerasHub model")
+    keras.utils.set_random_seed(seed)
+    backbone = hub.models.ViTBackbone(
+        image_shape=input_shape,
+        patch_size=4,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=8,
+        mlp_dim=16,
+    )
+    return hub.models.ViTImageClassifier(
+        backbone, num_classes=num_classes, dropout=0.1, preprocessor=None
+    )
+
+
+@pytest.mark.parametrize("model", [branching_net, hub_vit])
+def test_layers_held_in_lists_come_back(tmp_path, model):
+    digits = data.load("digits", image_size=8, channels=3, num_train=64)
+    made = []
+
+    def noted(**arguments):
+        made.append(model(**arguments))
+        return made[-1]
+
+    run = train_digits(tmp_path / "run", digits, model=noted, epochs=1)
+    (trained,), loaded = made, run.load_model()
+    assert len(loaded.variables) == len(trained.variables)
+    for ours, theirs in zip(loaded.variables, trained.variables, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+    assert len(run.load_weights()) == len(trained.variables)
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 3))
+    np.testing.assert_array_equal(loaded(images), trained(images))
+
+
+def test_dtype_policy_is_restored(tmp_path, digits):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    train_digits(tmp_path / "run", digits, epochs=1)
+    assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    keras.config.set_dtype_policy("float32")
+
+    def failing(**arguments):
+        raise UserError("no model")
+
+    with pytest.raises(UserError, match="no model"):
+        train_digits(
+            tmp_path / "failed",
+            digits,
+            model=failing,
+            dtype_policy="mixed_float16",
+        )
+    assert keras.config.dtype_policy().name == "float32"
+
+
+# What is not read back as it was written.
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Subclassed(keras.Model):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.dense = keras.layers.Dense(num_classes)
+
+    def call(self, inputs):
+        return self.dense(keras.ops.reshape(inputs, (-1, 64)))
+
+
+def two_inputs(num_classes, input_shape, seed):
+    images = [keras.Input(input_shape) for _ in range(2)]
+    x = keras.layers.Flatten()(keras.layers.Add()(images))
+    return keras.Model(images, keras.layers.Dense(num_classes)(x))
+
+
+def two_outputs(num_classes, input_shape, seed):
+    images = keras.Input(input_shape)
+    x = keras.layers.Flatten()(images)
+    heads = [keras.layers.Dense(num_classes)(x) for _ in range(2)]
+    return keras.Model(images, heads)
+
+
+def of_another_size(num_classes, input_shape, seed):
+    return dense_net(num_classes + 1, input_shape, seed)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda num_classes, **_: Subclassed(num_classes), "is subclassed"),
+        (two_inputs, "2 inputs and 1 outputs"),
+        (two_outputs, "1 inputs and 2 outputs"),
+        (of_another_size, r"10 classes.*outputs of shape \(None, 11\)"),
+        (lambda **_: "a model", "Received: str"),
+    ],
+)
+def test_models_of_another_kind_are_a_sentence(
+    tmp_path, digits, model, message
+):
+    with pytest.raises(UserError, match=f"train.model must make .*{message}"):
+        train_digits(tmp_path / "run", digits, model=model)
+    assert not (tmp_path / "run").exists()
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Forgetful(keras.layers.Layer):
+    """Its factor is not a part of its configuration."""
+
+    def __init__(self, factor=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, inputs):
+        return self.factor * inputs
+
+    def get_config(self):
+        return super().get_config()
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Untold(keras.layers.Layer):
+    """It cannot be made without an argument that it does not tell."""
+
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, inputs):
+        return self.factor * inputs
+
+    def get_config(self):
+        return super().get_config()
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Untracked(keras.layers.Layer):
+    """Computes with numbers that are not among its weights."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.factors = np.random.default_rng().normal(size=10)
+
+    def call(self, inputs):
+        return inputs * keras.ops.convert_to_tensor(self.factors, "float32")
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: Forgetful(2.0), "would not be read back as it is.*get_config"),
+        (lambda: Untracked(), "would not be read back as it is.*add_weight"),
+        (lambda: Untold(2.0), "get_config"),
+        (lambda: keras.layers.Lambda(lambda x: 2 * x), "Lambda layer is not"),
+    ],
+)
+def test_model_that_is_not_read_back_ends_before_the_first_step(
+    tmp_path, digits, monkeypatch, layer, message
+):
+    def model(num_classes, input_shape, seed):
+        net = dense_net(num_classes, input_shape, seed)
+        net.add(layer())
+        return net
+
+    def step(*_):
+        pytest.fail("A step was taken.")
+
+    monkeypatch.setattr(Trainer, "take_steps", step)
+    with pytest.raises(UserError, match=message):
+        train_digits(tmp_path / "run", digits, model=model)
     assert not Run(tmp_path / "run").exists

@@ -64,7 +64,10 @@ def to_text(model):
         UserError: if a layer does not tell how to make it again.
     """
     try:
-        return model.to_json()
+        config = json.loads(model.to_json())
+        # KerasHub's models bring an optimizer of theirs.
+        config.pop("compile_config", None)
+        return json.dumps(config)
     except Exception as error:  # Whatever a layer's own get_config raises.
         raise UserError(
             f"Model '{model.name}' cannot be written to disk: {error} Give "

@@ -16,7 +16,6 @@ import contextlib
 import csv
 import dataclasses
 import functools
-import inspect
 import json
 import math
 import pathlib
@@ -26,7 +25,6 @@ from absl import logging
 
 # Its layers are registered, to be read back.
 from keras_transfer import data, files, models  # noqa: F401
-from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 from keras_transfer.models.weights import assign_weights, named_weights
 from keras_transfer.runs import architecture, configuration, metrics
@@ -69,6 +67,7 @@ class Run:
             self.checkpoints_path.mkdir(parents=True, exist_ok=True)
         files.write_text(self._model_path, text)
         description = {
+            "factory": dataset.factory,
             "arguments": dataset.arguments,
             "info": dataclasses.asdict(dataset.info),
         }
@@ -302,20 +301,37 @@ class Run:
         return self._checkpoints.read_weights(self.resolve_epoch(epoch))
 
     def load_data(self):
-        """Returns the `data.Dataset` the run was trained on."""
+        """Returns the `data.Dataset` the run was trained on.
+
+        Raises:
+            UserError: if this is not a run, or its data are no longer there;
+                or the function that made them, if it is the user's own.
+        """
         self._import_modules()
-        arguments = self._description("arguments")
-        with _damaged(self._data_path):
-            inspect.signature(data.load).bind(**arguments)
-            schema.check_values(data.load, arguments, "load")
-        return data.load(**arguments)
+        description = _read_json(self._data_path, "arguments", "info")
+        factory = description.get("factory", "load")
+        arguments = description["arguments"]
+        if factory is None:
+            raise UserError(
+                f"{self._data_path} does not say what made the data: they were "
+                "made by hand, not by a function that train.dataset names. "
+                "Give data of your own to analyze it with."
+            )
+        dataset = data.rebuild(factory, arguments, self.info())
+        return dataclasses.replace(
+            dataset,
+            factory=factory,
+            arguments=arguments
+            if dataset.factory is None
+            else dataset.arguments,
+        )
 
     def info(self):
         """Returns the `data.Info` of the run's dataset, without loading it."""
         self.check_exists()
-        description = self._description("info")
+        description = _read_json(self._data_path, "arguments", "info")
         with _damaged(self._data_path):
-            return data.Info(**description)
+            return data.Info(**description["info"])
 
     def metrics(self):
         """Returns metrics.csv as a `pandas.DataFrame`.
@@ -373,11 +389,6 @@ class Run:
             raise UserError(
                 f"{self.config_path} is damaged: {error}"
             ) from error
-
-    def _description(self, part):
-        found = _read_json(self._data_path, "arguments", "info")[part]
-        with _damaged(self._data_path):
-            return dict(found)
 
 
 def _values(state):

@@ -55,7 +55,8 @@ def train(
             returns a functional or Sequential Keras model, ending in logits or
             in a softmax or sigmoid.
         dataset: factory of a `data.Dataset`, such as `data.load` with its
-            arguments bound; called once the strategy is there.
+            arguments bound, or a function of the user's own (see
+            `data.from_arrays`); called once the strategy is there.
         epochs: int, passes over the training split.
         batch_size: int, examples in an optimizer step, over all replicas.
         schedule: factory called with `steps_per_epoch` and `epochs`; returns
@@ -91,7 +92,7 @@ def train(
     with cluster.joining():
         strategy = strategy()
     is_chief = cluster.is_chief(strategy)
-    dataset = setup.normalized_as(dataset(), source)
+    dataset = setup.normalized_as(setup.make_dataset(dataset), source)
     augmentation = tuple(augmentation)
     drawn = {
         "batch_size": batch_size,

@@ -1,13 +1,14 @@
 """What a run needs before its first step."""
 
 import contextlib
+import dataclasses
 import math
 
 import gin
 import keras
 from absl import logging
 
-from keras_transfer import models, objectives
+from keras_transfer import data, models, objectives
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run, architecture
 
@@ -67,6 +68,31 @@ def pretrained_run(path):
             "--gin_bindings='train.pretrained=\"DIR\"'."
         )
     return run
+
+
+def make_dataset(factory):
+    """Calls the factory of a dataset and notes what it was.
+
+    Args:
+        factory: `train.dataset`.
+
+    Returns:
+        The `data.Dataset`, which tells how to make it again.
+
+    Raises:
+        UserError: if it is of another kind.
+    """
+    dataset = factory()
+    if not isinstance(dataset, data.Dataset):
+        raise UserError(
+            "train.dataset must make a keras_transfer.data.Dataset, as "
+            "data.load and data.from_arrays do. Received: "
+            f"{type(dataset).__name__}."
+        )
+    if dataset.factory is not None:
+        return dataset
+    name, arguments = data.describe(factory)
+    return dataclasses.replace(dataset, factory=name, arguments=arguments)
 
 
 def normalized_as(dataset, source):
