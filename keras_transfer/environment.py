@@ -21,6 +21,8 @@ def prepare():
         list of str, sentences on what was found and is not used.
     """
     _open_standard_descriptors()
+    # While the rest is imported; from then on `app.run` answers.
+    sys.excepthook = _show_error
     # Quiet the start-up banners of TensorFlow's C++ side; errors still show.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Figures go to files; a notebook's backend may not even be installed here.
@@ -50,6 +52,14 @@ def prepare_keras():
     keras.config.set_floatx(_FLOATX)
     keras.config.set_epsilon(_EPSILON)
     keras.config.set_image_data_format(_DATA_FORMAT)
+
+
+def _show_error(kind, error, trace):
+    """Shows what ends the process, Ctrl-C without a traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nError: Interrupted.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def _open_standard_descriptors():

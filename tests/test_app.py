@@ -1,0 +1,245 @@
+"""What the commands share, in small commands of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import commands
+import pytest
+import tensorflow as tf
+
+from keras_transfer import app
+from keras_transfer.errors import UserError
+
+_COMMAND = """
+from keras_transfer import app, environment
+import os, pathlib, sys
+{prepare}
+WORK_DIR = app.define_path("work_dir", "Where it works.")
+
+def main():
+    work_dir = pathlib.Path(WORK_DIR.value)
+    (work_dir / "written").write_text("")
+{main}
+
+if __name__ == "__main__":
+    app.run(main)
+"""
+# Keras takes seconds to import.
+_QUICKLY = "environment.prepare_keras = lambda: None"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a command whose `main` has some lines; returns what came of it."""
+
+    def start(main="pass", *flags, prepare=_QUICKLY, shell="", **environment):
+        indented = "\n".join("    " + line for line in main.splitlines())
+        script = tmp_path / "command.py"
+        script.write_text(_COMMAND.format(prepare=prepare, main=indented))
+        (tmp_path / "here").mkdir(exist_ok=True)
+        home = tmp_path / "home"
+        home.mkdir(exist_ok=True)
+        variables = os.environ | {
+            "PYTHONPATH": str(commands.ROOT),
+            "HOME": str(home),
+        }
+        finished = subprocess.run(
+            ["bash", "-c", f'"$@" {shell}', "-", sys.executable, script]
+            + list(flags or ["--work_dir=run"]),
+            capture_output=True,
+            text=True,
+            cwd=tmp_path / "here",
+            env={k: v for k, v in (variables | environment).items() if v},
+        )
+        return finished.returncode, finished.stdout, finished.stderr
+
+    return start
+
+
+def _check_sentence(result, words):
+    status, _, errors = result
+    assert status == 1
+    assert f"\nError: {words}" in errors
+    assert "Traceback" not in errors
+
+
+# Paths.
+
+
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_is_refused(tmp_path, run, path):
+    _check_sentence(run("", f"--work_dir={path}"), "--work_dir is empty")
+    assert os.listdir(tmp_path / "here") == []
+
+
+def test_a_home_directory_is_found(tmp_path, run):
+    assert run("pass", "--work_dir=~/runs/x")[0] == 0
+    assert (tmp_path / "home" / "runs" / "x" / "written").exists()
+    assert os.listdir(tmp_path / "here") == []
+
+
+def test_a_home_directory_that_is_not_known(tmp_path, run):
+    words = "--work_dir begins with ~, and no such home directory is known."
+    _check_sentence(run("", "--work_dir=~nobody_so_called/x"), words)
+    no_home = "import pwd\npwd.getpwuid = lambda _: {}[0]\n" + _QUICKLY
+    result = run("", "--work_dir=~/x", prepare=no_home, HOME="")
+    _check_sentence(result, words)
+    assert os.listdir(tmp_path / "here") == []
+
+
+def test_gin_files_are_paths(tmp_path, run):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "a.gin").write_text("a = 'from home'")
+    main = "import gin; app.parse_gin(); print(gin.config_str())"
+    flags = ("--work_dir=run", "--gin_file=~/a.gin")
+    assert "from home" in run(main, *flags)[1]
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        ("open('a/b')", "'a/b': No such file or directory. What was"),
+        ("os.rename('a', 'b')", "'a' -> 'b': No such file or directory."),
+        (
+            "raise OSError(28, 'No space left on device')",
+            "[Errno 28] No space left on device. What was",
+        ),
+        ("raise MemoryError", "There is not enough memory"),
+        ("f = lambda: f(); f()", "Something is nested too deeply to be read"),
+        ("sys.exit(3)", None),
+    ],
+)
+def test_errors_of_the_machine_are_sentences(run, main, words):
+    result = run(main)
+    if words is None:
+        assert result[0] == 3
+    else:
+        _check_sentence(result, words)
+
+
+def test_faults_of_the_program_are_no_sentences(run):
+    status, _, errors = run("1 / 0")
+    assert status == 1
+    assert "ZeroDivisionError" in errors and "Error: " not in errors.split()
+
+
+def test_the_traceback_can_be_asked_for(run):
+    result = run("open('a/b')", "--work_dir=run", "--verbosity=0")
+    assert "Traceback" in result[2] and "Error: 'a/b'" in result[2]
+
+
+def test_errors_of_tensorflow_are_sentences():
+    error = tf.errors.ResourceExhaustedError(None, None, "OOM of [9]\nmore")
+    assert app._sentence(error).startswith(
+        "There is not enough memory or disk: OOM of [9] Make"
+    )
+    error = tf.errors.UnavailableError(None, None, "Socket closed")
+    assert app._sentence(error) == "TensorFlow could not go on: Socket closed"
+    assert app._sentence(UserError("No.")) == "No."
+    assert app._sentence(ValueError("x")) == ""
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.15, 0.2, 0.4, 0.8])
+def test_interrupted_at_the_beginning(tmp_path, seconds):
+    process = commands.start("train", "--work_dir=x", cwd=tmp_path)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode not in (0, 2)
+    # Before anything of ours is imported, Python answers as it does.
+    frames = [line for line in errors.splitlines() if 'File "' in line]
+    assert not any("keras_transfer" in f or "absl" in f for f in frames)
+    assert frames or "Error: Interrupted" in errors
+
+
+# Standard streams.
+
+_MUCH = "for i in range(9999): print('x' * 99)\n"
+_DONE = "pathlib.Path('done').write_text('')"
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "| true", "2>&1 | head -1"],
+)
+def test_streams_that_nobody_reads(tmp_path, run, shell):
+    main = (
+        f"{_MUCH}"
+        "print('err', file=sys.stderr)\n"
+        "with open('file', 'w') as file:\n"
+        "    assert file.fileno() > 2\n"
+        f"os.write(2, b'from C'); {_DONE}"
+    )
+    flags = ("--work_dir=run",)
+    status, _, errors = run(main, *flags, shell=f"{shell}; exit $?")
+    assert status == 0 and "Error" not in errors
+    assert (tmp_path / "here" / "done").exists()
+    assert (tmp_path / "here" / "file").read_text() == ""
+
+
+def test_a_full_standard_output_is_told_at_the_end(tmp_path, run):
+    result = run(_MUCH + _DONE, shell="> /dev/full")
+    words = "Standard output cannot be written: No space left on device."
+    _check_sentence(result, words)
+    assert (tmp_path / "here" / "done").exists()
+    assert run(_MUCH + _DONE, shell="2> /dev/full")[0] == 0
+
+
+def test_help_that_nobody_reads_to_its_end(run):
+    _, output, errors = run("", "--help", shell="| head -1")
+    assert output.count("\n") == 1 and errors == ""
+
+
+def test_names_that_are_not_text(run):
+    assert run(r"print('\udcff')")[1] == "\\udcff\n"
+
+
+# Libraries.
+
+_TOLD = """
+import json, keras, matplotlib
+matplotlib.use
+print(json.dumps([keras.backend.backend(), keras.config.image_data_format(),
+    keras.config.floatx(), keras.config.epsilon(),
+    keras.config.dtype_policy().name, matplotlib.get_backend()]))
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "nonsense"])
+def test_what_the_environment_says_to_libraries(tmp_path, run, backend):
+    settings = {
+        "image_data_format": "channels_first",
+        "floatx": "float64",
+        "epsilon": 0.1,
+        "backend": "torch",
+    }
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    status, output, errors = run(
+        _TOLD,
+        prepare="",
+        KERAS_HOME=str(tmp_path),
+        KERAS_BACKEND=backend,
+        MPLBACKEND="module://matplotlib_inline.no_such_backend",
+    )
+    assert status == 0, errors
+    told = json.loads(output)
+    assert told[:3] == ["tensorflow", "channels_last", "float32"]
+    assert told[3:] == [1e-7, "float32", "agg"]
+    assert f"KERAS_BACKEND={backend} is not used" in errors
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"floatx": "float99"}', '{"image_data_format": 3}']
+)
+def test_a_keras_json_that_keras_refuses(tmp_path, run, text):
+    (tmp_path / "keras.json").write_text(text)
+    result = run("", prepare="", KERAS_HOME=str(tmp_path))
+    _check_sentence(result, "Keras does not start (")
+    assert f"{tmp_path}/keras.json" in result[2]
