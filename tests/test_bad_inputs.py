@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import bad_inputs
+import bad_inputs_images
 import commands
 import pytest
 
@@ -161,7 +162,9 @@ def test_names_are_unique_and_there_are_enough():
 def test_real_commands_with_bad_inputs(tmp_path):
     own = tmp_path / "case"
     own.mkdir()
-    command, flags = bad_inputs.image_case("noise.png", b"noise").make(own)
+    command, flags = bad_inputs_images.image_case("noise.png", b"noise").make(
+        own
+    )
     status, _, errors = commands.run(command, *flags)
     assert status == 1 and "Traceback" not in errors
     path = own / "images" / "train" / "class0" / "noise.png"

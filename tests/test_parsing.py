@@ -283,9 +283,27 @@ def test_a_configurable_of_ones_own_by_a_former_name(work, monkeypatch):
     assert parsed_consumer() == (1, None)
 
 
-def test_the_names_of_what_is_analysed():
-    assert parsing._FORMER_NAMES == {
-        "Subjects.runs": "Models.models",
-        "Subjects.epoch": "Models.epoch",
-        "Subjects.data_from": "Models.data",
-    }
+def test_the_former_names_of_this_package():
+    from keras_transfer.analysis import models  # noqa: F401
+
+    given = {"P-T": ["a"]}
+    config.parse(
+        [],
+        [
+            f"Subjects.runs = {given}",
+            "Subjects.epoch = 3",
+            "Subjects.data_from = 'b'",
+            "dataset_surface.batch_size = 4",
+            "dataset_suffixes.num_examples = 5",
+        ],
+    )
+    assert gin.query_parameter("Models.models") == given
+    assert gin.query_parameter("Models.epoch") == 3
+    assert gin.query_parameter("Models.data") == "b"
+    assert gin.query_parameter("examples_surface.batch_size") == 4
+    assert gin.query_parameter("examples_modules.num_examples") == 5
+    for former, present in parsing._FORMER_NAMES.items():
+        gin.clear_config()
+        gin.bind_parameter(present, None)
+        selector = former.partition(".")[0]
+        assert not parsing._is_configurable(selector)

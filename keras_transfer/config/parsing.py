@@ -20,6 +20,20 @@ _FORMER_NAMES = {
     "Subjects.runs": "Models.models",
     "Subjects.epoch": "Models.epoch",
     "Subjects.data_from": "Models.data",
+    **{
+        f"dataset_surface.{name}": f"examples_surface.{name}"
+        for name in ("batch_size", "strategy", "memory_budget", "jit_compile")
+    },
+    **{
+        f"dataset_suffixes.{name}": f"examples_modules.{name}"
+        for name in (
+            "num_examples",
+            "batch_size",
+            "strategy",
+            "memory_budget",
+            "jit_compile",
+        )
+    },
 }
 _BYTE_ORDER_MARK = "\ufeff"
 # Beside config.gin, these tell a directory of results from one of sources.
