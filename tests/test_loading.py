@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_transfer import data
-from keras_transfer.data.loading import balanced_draw
+from keras_transfer.data.sampling import balanced_draw
 from keras_transfer.errors import UserError
 
 NUM_EXAMPLES = {"mnist": (4500, 500), "digits": (1000, 797)}

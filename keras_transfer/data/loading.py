@@ -10,7 +10,6 @@ import numpy as np
 from keras_transfer.data import sources
 from keras_transfer.data.arrays import fit_array
 from keras_transfer.data.cache import Images
-from keras_transfer.data.drawing import balanced_draw
 from keras_transfer.data.image_files import (
     FileDataset,
     FileSplit,
@@ -26,6 +25,7 @@ from keras_transfer.data.preprocessing import (
     per_channel,
     shuffle_function,
 )
+from keras_transfer.data.sampling import balanced_draw
 from keras_transfer.errors import UserError
 from keras_transfer.files import user_path
 

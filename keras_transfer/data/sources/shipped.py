@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from keras_transfer.data.drawing import balanced_draw
+from keras_transfer.data.sampling import balanced_draw
 from keras_transfer.data.sources.registry import Found, register
 
 
