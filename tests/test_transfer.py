@@ -106,6 +106,122 @@ def test_a_model_used_as_a_layer_is_copied_inside():
     assert not np.any(model.weights[-2].numpy() == source.weights[-2].numpy())
 
 
+def convnext(num_classes, channels=3):
+    """Small, of the layers that Keras' own factory makes and names."""
+    x = images = keras.Input((16, 16, channels))
+    x = keras.Sequential(
+        [layers.Conv2D(4, 4, strides=4), layers.LayerNormalization()]
+    )(x)
+    for _ in range(2):
+        y = layers.Conv2D(4, 7, padding="same", groups=4)(x)
+        y = layers.Dense(8, activation="gelu")(layers.LayerNormalization()(y))
+        y = LayerScale()(layers.Dense(4)(y))
+        x = x + y
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, layers.Dense(num_classes, "softmax")(x))
+
+
+class LayerScale(layers.Layer):
+    """Its weight has no name: Keras numbers it."""
+
+    def build(self, shape):
+        self.gamma = self.add_weight(shape=shape[-1:], initializer="ones")
+
+    def call(self, x):
+        return x * self.gamma
+
+
+class Tower(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.blocks = [layers.Dense(4), layers.BatchNormalization()]
+
+    def build(self, shape):
+        for block in self.blocks:
+            block.build(shape)
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def blocks_in_a_list(num_classes):
+    return keras.Sequential(
+        [keras.Input((4,)), Tower(), layers.Dense(num_classes)]
+    )
+
+
+def base_as_layer(num_classes):
+    base = keras.applications.MobileNetV2(
+        weights=None, input_shape=(32, 32, 3), include_top=False, alpha=0.35
+    )
+    base.trainable = False
+    x = images = keras.Input((32, 32, 3))
+    x = layers.Normalization()(x)
+    x = layers.GlobalAveragePooling2D()(base(x, training=False))
+    x = layers.Dropout(0.2)(x)
+    return keras.Model(images, layers.Dense(num_classes)(x))
+
+
+def hub_vit(num_classes):
+    hub = pytest.importorskip("keras_hub")
+    backbone = hub.models.ViTBackbone(
+        image_shape=(16, 16, 3),
+        patch_size=8,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=8,
+        mlp_dim=16,
+    )
+    return hub.models.ViTImageClassifier(backbone, num_classes=num_classes)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [batch_norm_network, convnext, blocks_in_a_list, base_as_layer, hub_vit],
+)
+def test_two_models_of_one_factory(build):
+    """Names differ: Keras goes on counting from the first to the second."""
+    source, model = randomize(build(5), seed=1), build(3)
+    paths = [[w.path for w in m.weights] for m in (model, source)]
+    # KerasHub names all of its layers.
+    assert (paths[0] == paths[1]) == (build is hub_vit)
+    head = [w.numpy().copy() for w in model.weights[-2:]]
+    models.initialize_from(model, source)
+    for ours, theirs in zip(
+        model.weights[:-2], source.weights[:-2], strict=True
+    ):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+    for ours, before in zip(model.weights[-2:], head, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), before)
+
+
+def test_convnext_of_its_own_factory():
+    def build(classes):
+        return keras.applications.ConvNeXtTiny(
+            weights=None, input_shape=(32, 32, 3), classes=classes
+        )
+
+    source, model = build(5), build(3)
+    models.initialize_from(model, source)
+    for ours, theirs in zip(
+        model.weights[:-2], source.weights[:-2], strict=True
+    ):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_images_of_other_channels_are_a_sentence():
+    model = convnext(3)
+    before = model.get_weights()
+    with pytest.raises(
+        UserError, match=r"\(4, 4, 3, 4\).*Received: .*\(4, 4, 1, 4\)"
+    ):
+        models.initialize_from(model, randomize(convnext(3, 1), seed=1))
+    for ours, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
 def test_into_a_model_of_a_strategy():
     source = randomize(models.fixup_resnet(10, (16, 16, 1)), seed=1)
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():

@@ -89,9 +89,11 @@ def _has_kernel(call):
 
 
 def _is_kernel(weight, call):
-    shape = tuple(itertools.dropwhile(lambda size: size == 1, weight.shape))
-    if weight.name == "kernel" or len(shape) < 2:
+    if "kernel" in weight.name:
         return len(weight.shape) >= 2
+    shape = tuple(itertools.dropwhile(lambda size: size == 1, weight.shape))
+    if len(shape) < 2:
+        return False
     # One value for each of the output's, such as a position embedding, is
     # added to what passes.
     return not any(tuple(x.shape)[-len(shape) :] == shape for x in call.outputs)
