@@ -31,7 +31,7 @@ def example_losses(targets, logits, multi_label):
     return loss(targets, logits, from_logits=True)
 
 
-def example_hits(targets, logits, multi_label):
+def example_accuracy(targets, logits, multi_label):
     """Returns each example's share of right answers, float32 [n].
 
     Classification: 1 if the largest logit is the largest target. Multi-label:
@@ -44,10 +44,10 @@ def example_hits(targets, logits, multi_label):
         multi_label: bool.
     """
     if multi_label:
-        hits = keras.metrics.binary_accuracy(targets, logits, threshold=0.0)
-        return tf.reduce_mean(tf.cast(hits, tf.float32), axis=-1)
-    hits = keras.metrics.categorical_accuracy(targets, logits)
-    return tf.cast(hits, tf.float32)
+        right = keras.metrics.binary_accuracy(targets, logits, threshold=0.0)
+        return tf.reduce_mean(tf.cast(right, tf.float32), axis=-1)
+    right = keras.metrics.categorical_accuracy(targets, logits)
+    return tf.cast(right, tf.float32)
 
 
 def metric_name(multi_label):
@@ -61,7 +61,7 @@ def summarize(targets, logits, info):
     Args:
         targets: float array [n, K].
         logits: float array [n, K].
-        info: the dataset's `data.Info`.
+        info: what names the classes: `data.Info` or `data.Examples`.
 
     Returns:
         dict of float: "loss", then "accuracy" for classification, or "auc"
@@ -72,8 +72,8 @@ def summarize(targets, logits, info):
     losses = example_losses(targets, logits, info.multi_label)
     summary = {"loss": float(np.mean(losses, dtype=np.float64))}
     if not info.multi_label:
-        hits = example_hits(targets, logits, multi_label=False)
-        return summary | {"accuracy": float(np.mean(hits, dtype=np.float64))}
+        right = example_accuracy(targets, logits, multi_label=False)
+        return summary | {"accuracy": float(np.mean(right, dtype=np.float64))}
     aucs = {
         f"auc_{name}": _auc(targets[:, k], logits[:, k])
         for k, name in enumerate(info.class_names)

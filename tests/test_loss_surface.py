@@ -9,10 +9,11 @@ from scipy import stats
 from sklearn import metrics
 
 from keras_transfer import data, devices, models
-from keras_transfer.analysis import LossSurface, Points, dataset_surface
 from keras_transfer.errors import UserError
 from keras_transfer.landscape import loss_surface as module
-from keras_transfer.landscape.evaluations import Results
+from keras_transfer.landscape.evaluations import Evaluations
+from keras_transfer.landscape.loss_surface import LossSurface, examples_surface
+from keras_transfer.landscape.weight_space import Points
 
 layers = keras.layers
 NUM_VECTORS = 3
@@ -95,7 +96,9 @@ def test_values_are_those_of_the_obvious_way(dataset, split):
     model = fixup()
     stored, points = vectors(model), some_points()
     # A batch size that leaves a remainder in both splits.
-    surface = dataset_surface(model, stored, dataset, split, batch_size=45)
+    surface = examples_surface(
+        model, stored, dataset.examples, split, batch_size=45
+    )
     before = model.get_weights()
     found = surface.evaluate(points)
     for p, coefficients in enumerate(points.coefficients):
@@ -118,7 +121,9 @@ def test_values_are_those_of_the_obvious_way(dataset, split):
 def test_multi_label_auc(multi_label):
     model = fixup(3)
     stored, points = vectors(model), some_points()
-    surface = dataset_surface(model, stored, multi_label, batch_size=60)
+    surface = examples_surface(
+        model, stored, multi_label.examples, batch_size=60
+    )
     found = surface.evaluate(points)
     logits, targets = forward(
         model,
@@ -147,8 +152,8 @@ def test_replicas_and_reading_again_change_nothing(multi_label, build):
     points = dataclasses.replace(points, sigma=np.arange(5) * 0.02)
 
     def evaluate(**arguments):
-        surface = dataset_surface(
-            model, stored, multi_label, batch_size=30, **arguments
+        surface = examples_surface(
+            model, stored, multi_label.examples, batch_size=30, **arguments
         )
         return surface.evaluate(points), surface.outputs(points)
 
@@ -170,7 +175,7 @@ def test_replicas_and_reading_again_change_nothing(multi_label, build):
 def test_ends_are_hit_exactly(dataset):
     model = fixup()
     stored = vectors(model)
-    surface = dataset_surface(model, stored, dataset)
+    surface = examples_surface(model, stored, dataset.examples)
     for found, vector in zip(
         surface.weights(Points(np.eye(NUM_VECTORS))), stored, strict=True
     ):
@@ -180,7 +185,7 @@ def test_ends_are_hit_exactly(dataset):
 
 def test_noise_is_normal_and_common(dataset):
     model = fixup()
-    surface = dataset_surface(model, vectors(model), dataset)
+    surface = examples_surface(model, vectors(model), dataset.examples)
     base, one, two, other = (
         np.concatenate([np.ravel(w) for w in weights])
         for weights in surface.weights(
@@ -200,32 +205,6 @@ def test_noise_is_normal_and_common(dataset):
         Points(np.tile([1.0, 0, 0], (2, 1)), [0.0, 0.0], [1, 2])
     )["loss"]
     assert values[0] == values[1]
-
-
-def test_modules_are_moved_apart(dataset):
-    model = fixup()
-    stored = vectors(model)
-    chain = models.module_chain(model)
-    surface = dataset_surface(
-        model, stored, dataset, modules=[m.variables for m in chain]
-    )
-    coefficients = np.tile([1.0, 0, 0], (1, len(chain), 1))
-    coefficients[0, 1] = [0, 0.25, 0.75]
-    sigma = np.zeros((1, len(chain)))
-    sigma[0, 2] = 0.1
-    (found,) = surface.weights(Points(coefficients, sigma, [3]))
-    position = {id(v): i for i, v in enumerate(model.weights)}
-    for m, part in enumerate(chain):
-        for variable in part.variables:
-            i = position[id(variable)]
-            expected = [stored[0][i], 0.25 * stored[1][i] + 0.75 * stored[2][i]]
-            if m == 2:
-                assert not np.any(found[i] == stored[0][i])
-                np.testing.assert_allclose(found[i], stored[0][i], atol=0.5)
-            else:
-                np.testing.assert_allclose(
-                    found[i], expected[m == 1], rtol=1e-6
-                )
 
 
 def test_batch_statistics_are_those_of_the_point(dataset):
@@ -281,8 +260,8 @@ def test_batch_statistics_are_those_of_the_point(dataset):
 def test_batch_statistics_can_be_combined_like_weights(dataset):
     model = with_batch_norm()
     stored = vectors(model)
-    surface = dataset_surface(
-        model, stored, dataset, reestimate_batch_norm=False
+    surface = examples_surface(
+        model, stored, dataset.examples, batch_norm="stored"
     )
     points = some_points(1)
     (found,) = surface.weights(points)
@@ -295,9 +274,9 @@ def test_xla_gives_the_same(dataset):
     model = fixup()
     stored, points = vectors(model), some_points(2)
     plain, compiled = (
-        dataset_surface(model, stored, dataset, jit_compile=jit).evaluate(
-            points
-        )
+        examples_surface(
+            model, stored, dataset.examples, jit_compile=jit
+        ).evaluate(points)
         for jit in (False, True)
     )
     np.testing.assert_allclose(plain["loss"], compiled["loss"], rtol=1e-5)
@@ -305,7 +284,7 @@ def test_xla_gives_the_same(dataset):
 
 def test_one_trace_serves_all_points(dataset):
     model = fixup()
-    surface = dataset_surface(model, vectors(model), dataset)
+    surface = examples_surface(model, vectors(model), dataset.examples)
     for count in (1, 7, 2):
         surface.evaluate(some_points(count))
     surface.evaluate(Points(np.eye(NUM_VECTORS), sigma=[0.1] * 3))
@@ -317,25 +296,25 @@ def test_an_interrupted_evaluation_continues(dataset, tmp_path, monkeypatch):
     # One point at a time, so that there is something between points.
     monkeypatch.setattr(devices, "_SECONDS_PER_CALL", 1e-9)
     model = fixup()
-    surface = dataset_surface(model, vectors(model), dataset)
+    surface = examples_surface(model, vectors(model), dataset.examples)
     points = some_points(6)
     expected = surface.evaluate(points)
-    add = Results.add
-    results = Results(tmp_path / "evaluated.jsonl")
+    add = Evaluations.add
+    results = Evaluations(tmp_path / "evaluated.jsonl")
 
     def interrupted_add(self, numbers):
         add(self, numbers)
         if len(self) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Results, "add", interrupted_add)
+    monkeypatch.setattr(Evaluations, "add", interrupted_add)
     with pytest.raises(KeyboardInterrupt):
         surface.evaluate(points, results)
-    monkeypatch.setattr(Results, "add", add)
+    monkeypatch.setattr(Evaluations, "add", add)
     # The process may be killed within a line, too.
     with open(results.path, "a") as file:
-        file.write('{"id": "abc", "lo')
-    again = Results(results.path)
+        file.write('["abc", {"lo')
+    again = Evaluations(results.path)
     assert len(again) == 4
     evaluated = []
     run = surface._run
@@ -348,20 +327,22 @@ def test_an_interrupted_evaluation_continues(dataset, tmp_path, monkeypatch):
     )
     found = surface.evaluate(points, again)
     assert sum(evaluated) == 2
-    surface.evaluate(points, Results(results.path))
+    surface.evaluate(points, Evaluations(results.path))
     assert sum(evaluated) == 2
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
     lines = results.path.read_text().splitlines()
-    assert len([line for line in lines if line.endswith("}")]) == 6
-    assert json.loads(lines[-1])["loss"] == expected["loss"][5]
+    assert len([line for line in lines if line.endswith("]")]) == 6
+    assert json.loads(lines[-1])[1]["loss"] == expected["loss"][5]
 
 
 def test_other_weights_or_data_are_other_results(dataset, tmp_path):
     model = fixup()
-    results = Results()
+    results = Evaluations()
     for seed, split in ((0, "test"), (1, "test"), (1, "train")):
-        surface = dataset_surface(model, vectors(model, seed), dataset, split)
+        surface = examples_surface(
+            model, vectors(model, seed), dataset.examples, split
+        )
         surface.evaluate(some_points(3), results)
     assert len(results) == 9
     batches = dataset.eval_batches("test")
@@ -369,6 +350,51 @@ def test_other_weights_or_data_are_other_results(dataset, tmp_path):
         means = {name: keras.losses.mean_squared_error}
         surface = LossSurface(model, vectors(model), batches, means)
         assert set(surface.evaluate(some_points(1), results)) == {name}
+
+
+def test_other_data_are_other_evaluations_without_a_key(dataset):
+    """Two data sets, one `Evaluations`: neither gives the other's numbers."""
+    model = fixup()
+    evaluations, point = Evaluations(), Points([[1.0, 0.0, 0.0]])
+    means = {"loss": keras.losses.mean_squared_error}
+
+    def loss(split, evaluations):
+        batches = dataset.eval_batches(split, 50)
+        surface = LossSurface(model, vectors(model), batches, means)
+        return surface.evaluate(point, evaluations)["loss"][0]
+
+    alone = [loss(split, None) for split in ("train", "test")]
+    assert [loss(s, evaluations) for s in ("train", "test")] == alone
+    assert alone[0] != alone[1]
+    assert loss("train", evaluations) == alone[0] and len(evaluations) == 2
+
+
+def test_a_damaged_line_is_evaluated_again(tmp_path):
+    evaluations = Evaluations(tmp_path / "evaluated.jsonl")
+    evaluations.add({"a": {"loss": 0.125}, "b": {"loss": 2.0}})
+    text = evaluations.path.read_text()
+    evaluations.path.write_text(text.replace("0.125", "0.175"))
+    again = Evaluations(evaluations.path)
+    assert "a" not in again and again["b"] == {"loss": 2.0}
+
+
+def test_frozen_weights_are_points_without_noise(dataset):
+    """Trainability decides what gets noise, not what is moved or measured."""
+    model = fixup()
+    model.layers[1].trainable = False
+    stored = vectors(model)
+    surface = examples_surface(model, stored, dataset.examples)
+    half = Points([[0.5, 0.5, 0.0]] * 2, [0.0, 1.0], [3, 3])
+    plain, noisy = surface.weights(half)
+    frozen = [not v.trainable for v in model.weights]
+    assert sum(frozen) == 1
+    for i, is_frozen in enumerate(frozen):
+        expected = 0.5 * stored[0][i] + 0.5 * stored[1][i]
+        np.testing.assert_allclose(plain[i], expected, rtol=1e-6)
+        assert np.array_equal(plain[i], noisy[i]) == is_frozen
+    flat = [np.concatenate([np.ravel(a) for a in w]) for w in stored]
+    squared = np.sum(np.square((flat[1] - flat[0]).astype(np.float64)))
+    np.testing.assert_allclose(surface.space.gram()[1, 1], squared, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +408,7 @@ def test_other_weights_or_data_are_other_results(dataset, tmp_path):
 )
 def test_points_must_fit(dataset, points, message):
     model = fixup()
-    surface = dataset_surface(model, vectors(model), dataset)
+    surface = examples_surface(model, vectors(model), dataset.examples)
     with pytest.raises(UserError, match=message):
         surface.evaluate(points)
 
@@ -390,19 +416,17 @@ def test_points_must_fit(dataset, points, message):
 def test_models_must_fit(dataset):
     model = fixup()
     with pytest.raises(UserError, match="vector 1 does not fit"):
-        dataset_surface(
-            model, [model.get_weights(), fixup(3).get_weights()], dataset
+        examples_surface(
+            model,
+            [model.get_weights(), fixup(3).get_weights()],
+            dataset.examples,
         )
     with pytest.raises(UserError, match="3 logits.*10 classes"):
-        dataset_surface(fixup(3), [fixup(3).get_weights()], dataset)
+        examples_surface(fixup(3), [fixup(3).get_weights()], dataset.examples)
     broken = model.get_weights()
     broken[0] = broken[0] * np.nan
     with pytest.raises(UserError, match="not finite"):
-        dataset_surface(model, [broken], dataset)
-    with pytest.raises(UserError, match="hold each weight"):
-        dataset_surface(
-            model, [model.get_weights()], dataset, modules=[model.weights[1:]]
-        )
+        examples_surface(model, [broken], dataset.examples)
     with pytest.raises(UserError, match="infinitely many"):
         LossSurface(
             model,

@@ -4,21 +4,20 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import written_runs
 from sklearn import metrics
 
 from keras_transfer import data, models
-from keras_transfer.analysis import LossSurface, Points, dataset_surface
 from keras_transfer.errors import UserError
 from keras_transfer.landscape import module_loss as module
-from keras_transfer.landscape.evaluations import Results
+from keras_transfer.landscape.evaluations import Evaluations
+from keras_transfer.landscape.loss_surface import LossSurface, examples_surface
 from keras_transfer.landscape.module_loss import (
-    Checkpoints,
+    ModuleLoss,
     Perturbations,
-    Suffixes,
-    dataset_suffixes,
+    examples_modules,
     parts,
 )
+from keras_transfer.landscape.weight_space import FlatWeights, Points
 from keras_transfer.models import module_chain
 
 layers = keras.layers
@@ -89,18 +88,23 @@ def every_part(chain):
     }
 
 
-def as_points(part, end, num_modules):
-    """What `every_part` has for a part, as points of a `LossSurface`."""
-    coefficients = np.zeros((len(POSITIONS), num_modules, NUM_VECTORS))
-    coefficients[:, :, end] = 1
-    sigma = np.zeros((len(POSITIONS), num_modules))
-    for p, position in enumerate(POSITIONS):
+def plain_points(model, stored, end, part):
+    """What `every_part` has for a part, made one weight vector at a time."""
+    chain = module_chain(model)
+    at = {id(v): i for i, v in enumerate(model.weights)}
+    for position, sigma, seed in zip(POSITIONS, SIGMA, SEEDS, strict=True):
+        share = np.maximum(0, 1 - np.abs(np.arange(NUM_VECTORS) - position))
+        weights = list(stored[end])
         for m in part:
-            weights = np.maximum(
-                0, 1 - np.abs(np.arange(NUM_VECTORS) - position)
-            )
-            coefficients[p, m], sigma[p, m] = weights, SIGMA[p]
-    return Points(coefficients, sigma, SEEDS)
+            own = FlatWeights(model, chain[m].variables)
+            noise = own.split(own.noise(seed, m))
+            for variable, u in zip(own.variables, noise, strict=True):
+                i = at[id(variable)]
+                mixed = np.einsum(
+                    "k,k...->...", share, np.stack([w[i] for w in stored])
+                )
+                weights[i] = (mixed + sigma * u.numpy()).astype(np.float32)
+        yield weights
 
 
 def with_module_of(model, end, other, m):
@@ -112,25 +116,25 @@ def with_module_of(model, end, other, m):
     ]
 
 
+@pytest.mark.parametrize("batch_norm", ["stored", "reestimate"])
 @pytest.mark.parametrize("build", [fixup, with_batch_norm])
-def test_values_are_those_of_the_plain_way(dataset, build):
+def test_values_are_those_of_the_plain_way(dataset, build, batch_norm):
     """In every part, with noise and without, in batches with a remainder."""
+    if build == fixup and batch_norm == "reestimate":
+        pytest.skip("Fixup networks have no batch normalization.")
     model = build()
     stored, end = vectors(model), 2
-    suffixes = dataset_suffixes(model, dataset, "test", batch_size=45)
+    arguments = {"batch_norm": batch_norm, "batch_size": 45}
+    modules = examples_modules(model, dataset.examples, "test", **arguments)
     before = model.get_weights()
-    requests = every_part(suffixes.chain)
-    found = suffixes.evaluate(stored, end, requests)
-    surface = dataset_surface(
-        model,
-        stored,
-        dataset,
-        modules=[m.variables for m in suffixes.chain],
-        batch_size=45,
-        reestimate_batch_norm=False,
-    )
+    requests = every_part(modules.chain)
+    found = modules.evaluate(stored, end, requests)
     for part in requests:
-        expected = surface.evaluate(as_points(part, end, len(suffixes.chain)))
+        points = list(plain_points(model, stored, end, part))
+        surface = examples_surface(
+            model, points, dataset.examples, "test", **arguments
+        )
+        expected = surface.evaluate(Points(np.eye(len(points))))
         np.testing.assert_allclose(
             found[part]["loss"], expected["loss"], rtol=1e-5
         )
@@ -148,9 +152,11 @@ def test_values_are_those_of_the_plain_way(dataset, build):
 def test_multi_label_auc(multi_label):
     model = fixup(2)
     stored = vectors(model)
-    suffixes = dataset_suffixes(model, multi_label, "test", batch_size=60)
-    part = parts(suffixes.chain, "block")["layer1.1"]
-    found = suffixes.evaluate(stored, 0, {part: Perturbations([1.0, 0.0])})
+    modules = examples_modules(
+        model, multi_label.examples, "test", batch_size=60
+    )
+    part = parts(modules.chain, "block")["layer1.1"]
+    found = modules.evaluate(stored, 0, {part: Perturbations([1.0, 0.0])})
     for p, rewound in enumerate((1, 0)):
         model.set_weights(
             with_module_of(model, stored[0], stored[rewound], part.start)
@@ -175,10 +181,10 @@ def test_replicas_and_reading_again_change_nothing(multi_label):
     stored = vectors(model)
 
     def evaluate(**arguments):
-        suffixes = dataset_suffixes(
-            model, multi_label, "test", batch_size=30, **arguments
+        modules = examples_modules(
+            model, multi_label.examples, "test", batch_size=30, **arguments
         )
-        return suffixes.evaluate(stored, 1, every_part(suffixes.chain))
+        return modules.evaluate(stored, 1, every_part(modules.chain))
 
     whole = evaluate()
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
@@ -211,7 +217,7 @@ class Counter(layers.Layer):
         return shape
 
 
-def test_only_the_suffix_is_run_again():
+def test_only_what_follows_is_run_again():
     model = keras.Sequential([keras.Input((3,))])
     for name in ("first.a", "second.a", "third.a"):
         model.add(Counter(name=name))
@@ -219,20 +225,21 @@ def test_only_the_suffix_is_run_again():
         (np.ones((12, 3), np.float32), np.zeros((12, 3), np.float32))
     ).batch(4)
     loss = keras.losses.mean_squared_error
-    suffixes = Suffixes(model, batches, {"loss": loss})
+    modules = ModuleLoss(model, batches, {"loss": loss})
     stored = [[np.full(3, v, np.float32)] * 3 for v in (1.0, 2.0)]
     positions = Perturbations(np.linspace(0, 1, 5))
     first, second, third = (range(m, m + 1) for m in range(3))
     Counter.counts.clear()
-    found = suffixes.evaluate(
+    found = modules.evaluate(
         stored, 0, {first: positions, second: positions, third: positions}
     )
-    # 3 batches: 5 perturbations of each module before and at it, and once on
-    # the way to the next.
+    # 3 batches: 5 perturbations of the module itself; of an earlier one, all
+    # together, save for the first two, which tell the pace; and once on the way
+    # to the next.
     assert Counter.counts == {
-        "first.a": 3 * (5 + 1),
-        "second.a": 3 * (5 + 5 + 1),
-        "third.a": 3 * (5 + 5 + 5),
+        "first.a": 3 * 5 + 3,
+        "second.a": 3 * 5 + 3 + (3 + 2),
+        "third.a": 3 * 5 + 2 * (3 + 2),
     }
     for part in found:
         np.testing.assert_allclose(
@@ -242,21 +249,21 @@ def test_only_the_suffix_is_run_again():
 
 def test_noise_is_drawn_once_a_seed(dataset, monkeypatch):
     model = fixup()
-    suffixes = dataset_suffixes(model, dataset, batch_size=100)
+    modules = examples_modules(model, dataset.examples, batch_size=100)
     draws = []
-    noise = module.FlatModule.noise
+    noise = module.FlatWeights.noise
 
     def counted(self, seed, number):
         tf.py_function(lambda s: draws.append(int(s)), [seed], [])
         return noise(self, seed, number)
 
-    monkeypatch.setattr(module.FlatModule, "noise", counted)
+    monkeypatch.setattr(module.FlatWeights, "noise", counted)
     monkeypatch.setattr(module, "Pace", lambda: FixedPace())
-    suffixes._paces.default_factory = FixedPace
+    modules._paces.default_factory = FixedPace
     request = Perturbations(
         np.zeros(9), np.repeat([0.0, 0.1, 0.2], 3), np.tile([7, 8, 9], 3)
     )
-    suffixes.evaluate(vectors(model), 0, {range(2, 3): request})
+    modules.evaluate(vectors(model), 0, {range(2, 3): request})
     assert draws == [7, 8, 9]
 
 
@@ -272,73 +279,77 @@ class FixedPace:
 
 def test_one_trace_serves_all_perturbations(dataset):
     model = fixup()
-    suffixes = dataset_suffixes(model, dataset, batch_size=30)
+    modules = examples_modules(model, dataset.examples, batch_size=30)
     stored = vectors(model)
     for count, end in ((1, 0), (7, 1), (2, 1)):
         request = Perturbations(np.linspace(0, 1, count), np.ones(count))
-        suffixes.evaluate(
+        modules.evaluate(
             stored[: end + 2], end, {range(2, 3): request, range(0, 1): request}
         )
-    # These are traced once, as they are made.
-    assert len(suffixes._measures) == 2 and len(suffixes._advances) == 2
-    assert [
-        f.experimental_get_tracing_count() for f in suffixes._call_module
-    ] == [1] * 5
+    traces = [
+        function.experimental_get_tracing_count()
+        for module_ in modules._modules
+        for function in module_._functions.values()
+    ]
+    # Two perturbed, and all but the first run at the end point's weights too.
+    assert traces == [1] * (2 + 5)
 
 
 def test_an_interrupted_evaluation_continues(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_LEAST_PER_PASS", 2)
     monkeypatch.setattr(module, "_SECONDS_PER_PASS", 1e-9)
     model = fixup()
-    suffixes = dataset_suffixes(model, dataset, batch_size=30)
-    stored, requests = vectors(model), every_part(suffixes.chain)
-    expected = suffixes.evaluate(stored, 2, requests)
-    results = Results(tmp_path / "evaluated.jsonl")
-    run, passes = suffixes._run, []
+    modules = examples_modules(model, dataset.examples, batch_size=30)
+    stored, requests = vectors(model), every_part(modules.chain)
+    expected = modules.evaluate(stored, 2, requests)
+    evaluations = Evaluations(tmp_path / "evaluated.jsonl")
+    run, passes = modules._run, []
 
-    def interrupted(flats, unperturbed, points, bar):
+    def interrupted(state, points, bar):
         if len(passes) == 2:
             raise KeyboardInterrupt
         passes.append({part: len(arrays[0]) for part, arrays in points.items()})
-        return run(flats, unperturbed, points, bar)
+        return run(state, points, bar)
 
-    monkeypatch.setattr(suffixes, "_run", interrupted)
+    monkeypatch.setattr(modules, "_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        suffixes.evaluate(stored, 2, requests, results)
+        modules.evaluate(stored, 2, requests, evaluations)
     assert set(passes[0].values()) == {2}
-    again, done = Results(results.path), len(results)
+    again, done = Evaluations(evaluations.path), len(evaluations)
     # conv1 and fc are blocks and groups.
     assert done == 2 * 2 * len(set(requests))
     passes.clear()
     passes.append({})
     monkeypatch.setattr(module, "_LEAST_PER_PASS", 99)
-    found = suffixes.evaluate(stored, 2, requests, again)
+    found = modules.evaluate(stored, 2, requests, again)
     assert set(passes[1].values()) == {len(POSITIONS) - 4}
     for part, columns in expected.items():
         for name, values in columns.items():
             np.testing.assert_allclose(found[part][name], values, rtol=1e-6)
     # Nothing is left to run, whatever the vectors are called.
-    monkeypatch.setattr(suffixes, "_run", None)
+    monkeypatch.setattr(modules, "_run", None)
     shifted = {
         part: dataclasses.replace(p, positions=p.positions + 1)
         for part, p in requests.items()
     }
-    suffixes.evaluate([stored[0], *stored], 3, shifted, Results(results.path))
+    modules.evaluate(
+        [stored[0], *stored], 3, shifted, Evaluations(evaluations.path)
+    )
 
 
-def test_other_weights_data_and_parts_are_other_results(dataset):
+def test_other_weights_data_and_parts_are_other_evaluations(dataset):
     model = fixup()
-    results = Results()
+    evaluations = Evaluations()
     request = Perturbations([0.0, 0.5], [0.1, 0.1], [1, 1])
     for split in ("train", "test"):
-        suffixes = dataset_suffixes(model, dataset, split)
+        modules = examples_modules(model, dataset.examples, split)
         for seed in (0, 1):
             for end in (0, 1):
                 for part in (range(0, 1), range(1, 2), range(0, 2)):
-                    suffixes.evaluate(
-                        vectors(model, seed), end, {part: request}, results
+                    modules.evaluate(
+                        vectors(model, seed), end, {part: request}, evaluations
                     )
-    assert len(results) == 2 * 2 * 2 * 3 * 2
+    assert len(evaluations) == 2 * 2 * 2 * 3 * 2
 
 
 def test_a_draw_of_the_examples(dataset):
@@ -346,9 +357,9 @@ def test_a_draw_of_the_examples(dataset):
     stored = vectors(model)
 
     def loss(**arguments):
-        suffixes = dataset_suffixes(model, dataset, **arguments)
+        modules = examples_modules(model, dataset.examples, **arguments)
         request = {range(4, 5): Perturbations([3.0])}
-        return suffixes.evaluate(stored, 0, request)[range(4, 5)]["loss"][0]
+        return modules.evaluate(stored, 0, request)[range(4, 5)]["loss"][0]
 
     drawn = np.sort(np.random.RandomState(0).permutation(100)[:20])
     images, targets, _ = next(iter(dataset.eval_batches("train", 100)))
@@ -386,9 +397,9 @@ def test_parts():
         parts(chain, "stage")
 
 
-def test_trained_weights_of_a_part():
+def test_parameters_of_a_part():
     model = with_batch_norm()
-    suffixes = Suffixes(
+    modules = ModuleLoss(
         model,
         tf.data.Dataset.from_tensors(
             (np.zeros((2, 8, 8, 1), np.float32), np.zeros((2, 10), np.float32))
@@ -396,10 +407,10 @@ def test_trained_weights_of_a_part():
         {"loss": keras.losses.mean_squared_error},
     )
     weights = model.get_weights()
-    hidden = parts(suffixes.chain, "block")["hidden"]
+    hidden = parts(modules.chain, "block")["hidden"]
     # Kernel, bias, gamma and beta, without the two statistics.
     np.testing.assert_array_equal(
-        np.sort(suffixes.trained(hidden, weights)),
+        np.sort(modules.parameters(hidden, weights)),
         np.sort(np.concatenate([w.ravel() for w in weights[6:10]])),
     )
 
@@ -410,18 +421,6 @@ def test_what_is_not_finite_is_an_error():
     np.testing.assert_array_equal(
         module._error(False, targets, tf.constant(logits)), [1, 1, 0, 1]
     )
-
-
-def test_checkpoints_are_those_of_the_run(tmp_path):
-    run = written_runs.write_run(
-        tmp_path / "run", written_runs.digits(), seed=3
-    )
-    found = Checkpoints(run, [2, 0])
-    assert len(found) == 2 and found.epochs == [2, 0]
-    for index, epoch in ((0, 2), (1, 0), (-2, 2)):
-        expected = run.load_model(epoch).get_weights()
-        for a, b in zip(found[index], expected, strict=True):
-            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(
@@ -439,13 +438,13 @@ def test_perturbations_must_fit(request_, message):
 
 
 def test_models_must_fit(dataset):
-    suffixes = dataset_suffixes(fixup(), dataset)
+    modules = examples_modules(fixup(), dataset.examples)
     with pytest.raises(UserError, match="vector 0 does not fit"):
-        suffixes.evaluate(
+        modules.evaluate(
             [fixup(3).get_weights()], 0, {range(1): Perturbations([0.0])}
         )
     with pytest.raises(UserError, match="3 logits.*10 classes"):
-        dataset_suffixes(fixup(3), dataset)
+        examples_modules(fixup(3), dataset.examples)
 
 
 def test_a_loss_of_ones_own():
@@ -453,14 +452,16 @@ def test_a_loss_of_ones_own():
     model = keras.Sequential([keras.Input((2,)), layers.Dense(1, name="d")])
     x = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
     batches = tf.data.Dataset.from_tensors((x, np.zeros((2, 1), np.float32)))
-    suffixes = Suffixes(model, batches, {"sum": lambda t, y: y[:, 0] - t[:, 0]})
+    modules = ModuleLoss(
+        model, batches, {"sum": lambda t, y: y[:, 0] - t[:, 0]}
+    )
     stored = [[np.ones((2, 1)), np.zeros(1)], [np.ones((2, 1)), np.ones(1)]]
-    found = suffixes.evaluate(stored, 0, {range(1): Perturbations([0.5])})
+    found = modules.evaluate(stored, 0, {range(1): Perturbations([0.5])})
     np.testing.assert_allclose(found[range(1)]["sum"], [(3 + 7) / 2 + 0.5])
 
 
 def test_a_surface_of_one_module_agrees():
-    """For a network of one module, suffixes are the loss surface."""
+    """For a network of one module, modules are the loss surface."""
     model = keras.Sequential([keras.Input((2,)), layers.Dense(3, name="d")])
     rng = np.random.default_rng(0)
     batches = tf.data.Dataset.from_tensors(
@@ -468,7 +469,7 @@ def test_a_surface_of_one_module_agrees():
     )
     means = {"loss": keras.losses.mean_squared_error}
     stored = [[rng.normal(size=(2, 3)), rng.normal(size=3)] for _ in range(2)]
-    found = Suffixes(model, batches, means).evaluate(
+    found = ModuleLoss(model, batches, means).evaluate(
         stored, 0, {range(1): Perturbations([0.25, 0.5], [0.3, 0.2], [1, 2])}
     )
     expected = LossSurface(model, stored, batches, means).evaluate(

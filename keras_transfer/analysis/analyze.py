@@ -1,36 +1,40 @@
-"""Running analyses on finished runs."""
+"""Running analyses on finished runs, from a configuration."""
 
+import inspect
 from typing import Protocol
 
 import gin
 
-from keras_transfer.analysis.models import Subjects
+from keras_transfer.analysis.declaration import declared, tables_of
+from keras_transfer.analysis.models import Models
 from keras_transfer.analysis.output import Output
 from keras_transfer.errors import UserError
-from keras_transfer.runs import write_text
+from keras_transfer.files import write_text
 
 
-class Analysis(Protocol):
+class AnalysisFunction(Protocol):
     """What `analyze` runs."""
 
-    def __call__(self, subjects, output):
-        """Looks at `Subjects` and leaves tables and figures in `Output`."""
+    def __call__(self, models):
+        """Looks at `Models` and returns a table; see `declaration`."""
 
 
 @gin.configurable
 def analyze(
-    work_dir, analyses: tuple[Analysis, ...] = gin.REQUIRED, loaded=None
+    work_dir,
+    analyses: tuple[AnalysisFunction, ...] = gin.REQUIRED,
+    loaded=None,
 ):
     """Runs one or more analyses, which share one loading of models and data.
 
     Args:
         work_dir: directory for tables, figures and TensorBoard files.
-        analyses: functions of (subjects, output), run in turn.
-        loaded: `Subjects` of an earlier call; if they are the same ones, what
-            was loaded and computed for them is not loaded again.
+        analyses: functions of `Models`, run in turn.
+        loaded: `Models` of an earlier call; if they are the same ones, what was
+            loaded and computed for them is not loaded again.
 
     Returns:
-        The `Subjects`.
+        The `Models`.
 
     Raises:
         UserError: if there is none, or a run is missing.
@@ -40,11 +44,28 @@ def analyze(
             "analyze.analyses is empty; bind it to at least one analysis, "
             "such as [@interpolation]."
         )
-    subjects = Subjects()
+    models = Models()
     if loaded is not None:
-        subjects.reuse(loaded)
+        models.take_over(loaded)
     output = Output(work_dir)
+    models.evaluations = output.evaluations
     for analysis in analyses:
-        analysis(subjects, output)
+        _run(analysis, models, output)
     write_text(output.path / "config.gin", gin.operative_config_str())
-    return subjects
+    return models
+
+
+def _run(function, models, output):
+    """Runs one analysis; leaves its tables and figures."""
+    analysis = declared(function.__name__)
+    options = {}
+    if "save_to" in inspect.signature(analysis.function).parameters:
+        options["save_to"] = output.path
+    table = function(models, **options)
+    tables = tables_of(analysis.name, table)
+    for name, each in tables.items():
+        if len(each) and name not in analysis.in_memory:
+            output.table(name, each)
+    for figure in analysis.figures:
+        for name, drawn in figure.drawn(tables):
+            output.figure(name, drawn)

@@ -1,13 +1,19 @@
 """Loss between two solutions and beyond them (paper section 3.3)."""
 
 import itertools
+import math
 
-import gin
 import numpy as np
+import pandas
 
-from keras_transfer import objectives
-from keras_transfer.analysis.output import colour, new_figure
-from keras_transfer.analysis.statistics import mean_over_pairs
+from keras_transfer.analysis.declaration import (
+    Figure,
+    Statistic,
+    Table,
+    declare_analysis,
+)
+from keras_transfer.analysis.drawing import colour, new_figure
+from keras_transfer.analysis.statistics import BARRIER, mean_over_pairs
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 from keras_transfer.landscape.weight_space import Points
@@ -104,62 +110,106 @@ def segment(alphas, first, second, num_vectors):
     return Points((1 - alphas) * ends[0] + alphas * ends[1])
 
 
-@gin.configurable
+def _barrier_of(kinds):
+    """Returns a statistic: the lowest mean barrier of some kinds of pair."""
+
+    def compute(table):
+        heights = barriers(table)
+        metric = "auc" if "auc" in set(heights.measure) else "accuracy"
+        rows = heights[(heights.split == "test") & (heights.measure == metric)]
+        return min(
+            (
+                mean_over_pairs(own["first"], own["second"], own.height)
+                for own in (rows[rows.pair == kind] for kind in kinds)
+                if len(own)
+            ),
+            default=(math.nan,) * 3,
+        )
+
+    return compute
+
+
+_CLAIM = (
+    "No barrier between P-Ts; a barrier between RI-Ts and between P-T and RI-T."
+)
+
+
+@declare_analysis(
+    figures=[
+        Figure(
+            "interpolation",
+            lambda table: _figure(table),
+            "Loss between two solutions",
+            "Accuracy and loss along the line from one model (0) to another "
+            "(1): a dip in accuracy between them is a barrier.",
+        )
+    ],
+    statistics=[
+        Statistic(
+            "C6",
+            _CLAIM,
+            "barrier height of P-T/P-T",
+            "<",
+            BARRIER,
+            _barrier_of(["P-T/P-T"]),
+        ),
+        Statistic(
+            "C6",
+            _CLAIM,
+            "barrier height of P-T/RI-T or RI-T/RI-T, the lower",
+            ">",
+            BARRIER,
+            _barrier_of(["P-T/RI-T", "RI-T/RI-T"]),
+        ),
+    ],
+    cost=lambda options, models: (
+        options["num_points"] * math.comb(models, 2) * len(options["splits"] or ("test", "train"))
+    ),
+)
 def interpolation(
-    subjects,
-    output,
+    models,
     num_points: schema.Several = 50,
     extent: tuple[float, float] = (-0.5, 1.5),
-    splits: schema.Splits = ("test", "train"),
+    splits: schema.Splits | None = None,
 ):
     """Measures loss and metric along the line through every pair.
 
-    Batch normalization's statistics are estimated anew at each point (see
-    `dataset_surface`); Fixup models need nothing.
+    Batch normalization's statistics at each point are by `Models.batch_norm`.
 
     Args:
-        subjects: `Subjects`, at least two of them trained on the target.
-        output: `Output`; receives interpolation.csv, what is returned, and
-            interpolation_barriers.csv (`barriers`), interpolation_summary.csv
-            (`mean_barriers`) and the figure interpolation.
+        models: `Models`, at least two of them trained on the target.
         num_points: int, points of each pair; the paper takes 50 for DomainNet
             and 20 for CheXpert.
         extent: (first, last) alpha; beyond [0, 1] is extrapolation.
-        splits: of "test" and "train".
+        splits: of "test" and "train"; None: those that the data have.
 
     Returns:
-        `pandas.DataFrame`, one row per pair, split and alpha: pair, first,
-        second, split, alpha, loss (nats), accuracy (share of right answers,
-        for multi-label data of right findings) and for multi-label data auc
-        and auc_<finding>.
+        `Table`, one row per pair, split and alpha: pair, first, second, split,
+        alpha, loss (nats), accuracy (share of right answers, for multi-label
+        data of right findings) and for multi-label data auc and auc_<finding>.
+        Beside it interpolation_barriers, see `barriers`.
 
     Raises:
-        UserError: if there are fewer than two subjects or they do not fit.
+        UserError: if there are fewer than two models or they do not fit.
     """
-    import pandas
-
-    models = subjects.trained()
-    if len(models) < 2:
-        raise UserError(
-            "Interpolation needs at least two models trained on the target. "
-            f"Received: {len(models)}; name more in Subjects.runs."
-        )
+    members = models.trained(2, "Interpolation")
     alphas = alpha_grid(num_points, extent)
-    pairs = list(itertools.combinations(range(len(models)), 2))
-    coefficients = [
-        segment(alphas, i, j, len(models)).coefficients for i, j in pairs
-    ]
-    points = Points(np.concatenate(coefficients))
+    pairs = list(itertools.combinations(range(len(members)), 2))
+    points = Points(
+        np.concatenate(
+            [segment(alphas, i, j, len(members)).coefficients for i, j in pairs]
+        )
+    )
     tables = []
-    for split in splits:
-        columns = subjects.surface(split).evaluate(
-            points, output.results, f"interpolation, {split}"
+    for split in splits or models.examples.splits:
+        columns = models.surface(split).evaluate(
+            points, models.evaluations, f"interpolation, {split}"
         )
         rows = [
             (
-                f"{models[i].kind}/{models[j].kind}",
-                models[i].name,
-                models[j].name,
+                f"{members[i].kind}/{members[j].kind}",
+                members[i].name,
+                members[j].name,
                 split,
                 alpha,
             )
@@ -169,13 +219,7 @@ def interpolation(
         labels = pandas.DataFrame(rows, columns=[*_PAIR, "alpha"])
         tables.append(labels.assign(**columns))
     table = pandas.concat(tables, ignore_index=True)
-    metric = objectives.metric_name(subjects.info.multi_label)
-    heights = barriers(table)
-    output.table("interpolation", table)
-    output.table("interpolation_barriers", heights)
-    output.table("interpolation_summary", mean_barriers(heights))
-    output.figure("interpolation", _figure(table, metric))
-    return table
+    return Table(table, interpolation_barriers=barriers(table))
 
 
 def barriers(table):
@@ -189,8 +233,6 @@ def barriers(table):
         second, split, measure ("loss", "accuracy" or "auc"), height (nats, or
         share).
     """
-    import pandas
-
     measures = [m for m in ("loss", "accuracy", "auc") if m in table]
     return pandas.DataFrame(
         [
@@ -207,35 +249,8 @@ def barriers(table):
     )
 
 
-def mean_barriers(heights):
-    """Returns the statistic of claim C6: mean barrier by kind of pair.
-
-    Args:
-        heights: what `barriers` returns.
-
-    Returns:
-        `pandas.DataFrame`, one row per kind of pair, split and measure: pair,
-        split, measure, pairs (their number), mean, low and high (95% interval
-        over models, see `mean_over_pairs`), worst (the highest barrier).
-    """
-    import pandas
-
-    kinds = heights.pair.replace("RI-T/P-T", "P-T/RI-T")
-    keys = ["pair", "split", "measure"]
-    rows = []
-    for key, group in heights.assign(pair=kinds).groupby(keys, sort=False):
-        mean, low, high = mean_over_pairs(
-            group["first"], group["second"], group.height
-        )
-        rows.append(
-            dict(zip(keys, key, strict=True))
-            | {"pairs": len(group), "mean": mean, "low": low, "high": high}
-            | {"worst": group.height.max()}
-        )
-    return pandas.DataFrame(rows)
-
-
-def _figure(table, metric):
+def _figure(table):
+    metric = "auc" if "auc" in table else "accuracy"
     splits = table.split.unique()
     figure, axes = new_figure(
         4.8 * len(splits), 6.0, 2, len(splits), sharex=True, squeeze=False

@@ -1,19 +1,34 @@
-"""The trained models an analysis looks at, loaded once for all analyses."""
+"""The models that an analysis compares, and the data it compares them on."""
 
 import collections
 import dataclasses
 import functools
 import itertools
 import os
+import pathlib
 
 import gin
+import keras
 import numpy as np
 from tqdm import tqdm
 
+from keras_transfer import data as data_package
+from keras_transfer.analysis.trajectory import SingleModel, Trajectory, copy_of
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
-from keras_transfer.landscape.loss_surface import dataset_surface
+from keras_transfer.landscape.batch_norm import StatisticsEstimator
+from keras_transfer.landscape.evaluations import Evaluations
+from keras_transfer.landscape.loss_surface import (
+    BatchNorm,
+    batch_norms,
+    check_fit,
+    check_inputs,
+    examples_surface,
+    statistics_batches,
+)
+from keras_transfer.landscape.module_loss import examples_modules
 from keras_transfer.landscape.replicas import on_replicas
+from keras_transfer.models import assign_weights, logits_model
 from keras_transfer.runs import Run
 
 # What a model was before it was trained on the target (paper section 2).
@@ -22,33 +37,47 @@ _STARTS = {"RI-T": "RI", "P-T": "P"}
 _BATCH_SIZE = 256
 
 
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """One model at one epoch of its training.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """One model of a comparison, at one epoch of its training.
 
     Attributes:
         kind: "P-T", "RI-T", "P", "RI" or a name of the user's own.
-        name: str, unique among the subjects: the run directory's name, with
-            the names of directories above it if need be.
-        run: the `runs.Run`.
-        epoch: int.
+        name: str, unique among the members.
+        source: where its weights come from: a `Run`, a `Trajectory`, or a
+            `SingleModel`.
+        epoch: int; None of a single model.
     """
 
     kind: str
     name: str
-    run: Run
-    epoch: int
+    source: object
+    epoch: int | None
 
 
 @gin.configurable
-class Subjects:
-    """Models of one architecture and the dataset they are compared on.
+class Models:
+    """Models and the data they are compared on: what every analysis takes.
+
+    Example:
+        models = Models({"P-T": [m1, m2], "RI-T": ["runs/rit0", "rit1.keras"]},
+                        data=Examples(train=train, test=(x, y)))
+        table = interpolation(models)
+
+    Models are loaded once, and what several analyses need is computed once.
 
     Args:
-        runs: {kind: [run directory, ...]}, for example
-            {"P-T": ["runs/pt0", "runs/pt1"], "RI-T": ["runs/rit0"]}.
-        epoch: "last", "best" or int: which checkpoint of each run.
-        data_from: run directory whose dataset is used; None: the first named.
+        models: {kind: a model or a list of them}. A model is a `keras.Model`,
+            the path of a .keras file, a run directory or its `Run`, or a
+            `Trajectory`. "P-T", "RI-T", "P" and "RI" are the paper's kinds.
+        data: `Examples`, what `data.load` returns, or a run directory whose
+            data are used; None: those of the first run named, if there is one.
+            Analyses of weights alone need none.
+        epoch: "last", "best" or int: which of a run's or trajectory's epochs.
+        batch_norm: whose statistics models with batch normalization have, in
+            all analyses: "reestimate", each point of parameter space its own,
+            estimated anew from training images; or "stored", those of
+            training, combined like weights between models.
 
     Raises:
         UserError: if nothing is named, or something twice, or a run or
@@ -57,78 +86,114 @@ class Subjects:
 
     def __init__(
         self,
-        runs: dict = gin.REQUIRED,
+        models: dict = gin.REQUIRED,
+        data=None,
         epoch: str | int = "last",
-        data_from: str | None = None,
+        batch_norm: BatchNorm = "reestimate",
     ):
-        if not _are_runs(runs):
-            raise UserError(
-                "Name the runs to analyze, for example with --gin_bindings="
-                """'Subjects.runs = {"P-T": ["runs/pt0", "runs/pt1"]}'. """
-                f"Received: {runs!r}"
+        named = _named(models)
+        sources = [_source(model) for _, model in named]
+        _check_distinct([model for _, model in named])
+        names = _names(named, sources)
+        self._members = [
+            Member(kind, name, source, source.resolve_epoch(epoch))
+            for (kind, _), name, source in zip(
+                named, names, sources, strict=True
             )
-        named = [
-            (kind, Run(path))
-            for kind, paths in runs.items()
-            for path in (paths if isinstance(paths, (list, tuple)) else [paths])
         ]
-        for _, run in named:
-            run.check_exists()
-        _check_distinct([run for _, run in named])
-        names = _names([run.path for _, run in named])
-        self._subjects = [
-            Subject(kind, name, run, run.resolve_epoch(epoch))
-            for (kind, run), name in zip(named, names, strict=True)
-        ]
-        self._data_run = Run(data_from) if data_from else self._subjects[0].run
-        self._models = {}
-        self._logits = {}
-        self._surfaces = {}
+        self._data = _data_source(data, sources)
+        self.batch_norm = batch_norm
+        self.evaluations = Evaluations()
+        self._models, self._logits, self._surfaces = {}, {}, {}
+        self._with_statistics = set()
+        self._module_losses, self._estimators = {}, {}
 
-    def reuse(self, other):
-        """Takes over what another `Subjects` has loaded, if it is of the same.
+    def take_over(self, other):
+        """Takes what another `Models` has loaded, if it is of the same.
 
         Args:
-            other: `Subjects`; the runs must not have been trained on since.
+            other: `Models`; its runs must not have been trained on since.
         """
         if self._identity() == other._identity():
+            kept = self.evaluations
             self.__dict__ |= other.__dict__
+            self.evaluations = kept
 
     def __iter__(self):
-        return iter(self._subjects)
+        return iter(self._members)
 
     def __len__(self):
-        return len(self._subjects)
+        return len(self._members)
 
     def of_kind(self, kind):
-        """Returns the subjects of one kind, in the order they were named."""
-        return [s for s in self._subjects if s.kind == kind]
+        """Returns the members of one kind, in the order they were named."""
+        return [member for member in self if member.kind == kind]
 
-    def trained(self):
-        """Returns the subjects trained on the target: all but RI and P."""
-        return [s for s in self if s.kind not in _STARTS.values()]
+    def trained(self, least=0, purpose="This analysis"):
+        """Returns the members trained on the target: all but RI and P.
 
-    def start(self, subject):
-        """Returns the subject that `subject` was trained from.
+        Args:
+            least: int, how many are needed.
+            purpose: str, what needs them: the start of a sentence.
+
+        Raises:
+            UserError: if there are fewer.
+        """
+        found = [m for m in self if m.kind not in _STARTS.values()]
+        if len(found) < least:
+            raise UserError(
+                f"{purpose} needs {least} or more models trained on the "
+                f"target. Received: {len(found)}; name more in Models.models."
+            )
+        return found
+
+    def check_trainable(self, purpose):
+        """Raises a `UserError` if all that the models have is frozen.
+
+        Args:
+            purpose: str, what then makes no sense: the start of a sentence.
+        """
+        # They are of one architecture, and the first one's flags count.
+        for member in self.trained()[:1]:
+            if not self.model(member).trainable_weights:
+                raise UserError(
+                    f"{purpose} adds noise to trainable weights, not to frozen "
+                    f"ones. Received: {member.name}, all frozen; set "
+                    "model.trainable = True."
+                )
+
+    def has_start(self, member):
+        """Returns whether it is known what a member was trained from."""
+        return 0 in member.source.epochs()
+
+    def start(self, member):
+        """Returns the member that another was trained from.
 
         It is epoch 0 of the same run; its kind is "RI" for an RI-T, "P" for a
-        P-T (whose new head makes it differ from P there) and
-        "<kind> start" for others.
+        P-T (whose new head makes it differ from P there) and "<kind> start" for
+        others.
+
+        Raises:
+            UserError: if epoch 0 is not known.
         """
         return dataclasses.replace(
-            subject,
-            kind=_STARTS.get(subject.kind, f"{subject.kind} start"),
-            name=f"{subject.name}@0",
-            epoch=subject.run.resolve_epoch(0),
+            member,
+            kind=_STARTS.get(member.kind, f"{member.kind} start"),
+            name=f"{member.name}@0",
+            epoch=member.source.resolve_epoch(0),
         )
 
-    def pairs(self):
-        """Yields (pair kind, first, second) for every unordered pair.
+    def pairs(self, members=None):
+        """Yields (kind of pair, first, second) for every unordered pair.
 
-        The pair kind joins the two kinds in the order they were named, such as
-        "P-T/P-T" or "P-T/RI-T".
+        The kind of a pair joins the two kinds in the order they were named,
+        such as "P-T/P-T" or "P-T/RI-T".
+
+        Args:
+            members: list of `Member`; None for all.
         """
-        for first, second in itertools.combinations(self._subjects, 2):
+        members = self._members if members is None else members
+        for first, second in itertools.combinations(members, 2):
             yield f"{first.kind}/{second.kind}", first, second
 
     @functools.cached_property
@@ -137,78 +202,169 @@ class Subjects:
         return default_strategy()
 
     @functools.cached_property
-    def dataset(self):
-        """The `data.Dataset` of `data_from`."""
-        return self._data_run.load_data()
+    def examples(self):
+        """The `Examples` that the models are compared on.
 
-    @property
+        Raises:
+            UserError: if none were given, and no run that knows its own.
+        """
+        if self._data is None:
+            raise UserError(
+                "Models are compared on data, and none of these is a run that "
+                "knows its own. Give Models(..., data=Examples(train=..., "
+                "test=...)). Received: data=None"
+            )
+        if isinstance(self._data, Run):
+            return self._data.load_data().examples
+        return self._data
+
+    @functools.cached_property
     def info(self):
-        """The dataset's `data.Info`."""
-        return self._data_run.info()
+        """The `data.Info` of the run whose data are used; None of others."""
+        return self._data.info() if isinstance(self._data, Run) else None
 
-    def split(self, name):
-        """Returns the dataset's `data.Split` called "test" or "train"."""
-        if name not in ("test", "train"):
-            raise UserError(f'A split is "test" or "train". Received: {name!r}')
-        return getattr(self.dataset, name)
-
-    def model(self, subject, epoch=None):
-        """Returns a subject's Keras model, loaded once.
+    def model(self, member, epoch=None, statistics=True):
+        """Returns a member's Keras model, giving logits; loaded once.
 
         Args:
-            subject: a `Subject`.
+            member: a `Member`.
             epoch: another epoch of the same run, "last", "best" or int.
+            statistics: bool, whether batch normalization has to have its
+                statistics by the policy, for which there must be images; it
+                need not where only parameters are looked at.
         """
         epoch = (
-            subject.epoch if epoch is None else subject.run.resolve_epoch(epoch)
+            member.epoch
+            if epoch is None
+            else member.source.resolve_epoch(epoch)
         )
-        key = (subject.run.path, epoch)
+        key = (id(member.source), epoch)
         if key not in self._models:
             with self.strategy.scope():
-                self._models[key] = subject.run.load_model(epoch)
+                self._models[key] = logits_model(
+                    member.source.load_model(epoch)
+                )
+        if statistics and key not in self._with_statistics:
+            self._models[key] = self._estimated(
+                self._models[key], member.source
+            )
+            self._with_statistics.add(key)
         return self._models[key]
 
-    def logits(self, subject, split="test"):
-        """Returns a subject's logits on a split, computed once.
+    def _estimated(self, model, source):
+        """Returns a source's model, with statistics by the policy."""
+        if self.batch_norm == "stored" or not batch_norms(model):
+            return model
+        if isinstance(source, SingleModel):
+            # It is the user's, and shall stay as it is.
+            with self.strategy.scope():
+                model = logits_model(copy_of(source.model))
+        estimator = self._estimator(model)
+        model.set_weights(estimator.estimated(model.get_weights()))
+        return model
 
-        The first call makes one pass over the images, which are preprocessed
-        once, and through every subject trained on the target.
+    @property
+    def batch_norm_used(self):
+        """The policy for batch normalization; "none" where no model has any."""
+        loaded = self._models.values()
+        return self.batch_norm if any(map(batch_norms, loaded)) else "none"
+
+    def _estimator(self, model):
+        """Returns the `StatisticsEstimator` of a model's architecture."""
+        key = tuple(
+            [
+                *(type(layer).__name__ for layer in model.layers),
+                *(tuple(w.shape) for w in model.weights),
+            ]
+        )
+        if key not in self._estimators:
+            check_inputs(model, self.examples)
+            self._estimators[key] = StatisticsEstimator(
+                model, statistics_batches(model, self.examples, self.batch_norm)
+            )
+        return self._estimators[key]
+
+    def weights(self, member, epoch=None):
+        """Returns a member's weights, as `keras.Model.get_weights` lists them.
 
         Args:
-            subject: a `Subject`.
+            member: a `Member`.
+            epoch: another epoch of the same run, "last", "best" or int.
+
+        Returns:
+            list of NumPy arrays, trainable and other, in the model's order.
+        """
+        return [np.asarray(w) for w in self.model(member, epoch).get_weights()]
+
+    def checkpoints(self, member, epochs):
+        """Returns a member's weights at several epochs, read when needed.
+
+        Args:
+            member: a `Member`.
+            epochs: list of int, in order.
+
+        Returns:
+            `Checkpoints`.
+        """
+        return Checkpoints(member.source, epochs)
+
+    def logits(self, member, split="test"):
+        """Returns a member's logits on a split, computed once.
+
+        The first call makes one pass over the images, which are preprocessed
+        once, and through every member trained on the target.
+
+        Args:
+            member: a `Member`.
             split: "test" or "train".
 
         Returns:
             float32 array [n, K], in the split's order.
 
         Raises:
-            UserError: if a model does not fit the dataset.
+            UserError: if a model does not fit the data.
         """
-        if (subject, split) not in self._logits:
+        if (member, split) not in self._logits:
             wanted = [
-                s
-                for s in dict.fromkeys([*self.trained(), subject])
-                if (s, split) not in self._logits
+                m
+                for m in dict.fromkeys([*self.trained(), member])
+                if (m, split) not in self._logits
             ]
             found = self._predict(wanted, split)
             self._logits |= {
-                (s, split): f for s, f in zip(wanted, found, strict=True)
+                (m, split): f for m, f in zip(wanted, found, strict=True)
             }
-        return self._logits[subject, split]
+        return self._logits[member, split]
 
-    def check_images(self, subject):
-        """Raises a `UserError` if a model cannot take the dataset's images."""
-        shape = self.model(subject).input_shape[1:]
-        if shape != self.info.image_shape:
-            raise UserError(
-                f"{subject.name} takes images of shape {shape}. Received: a "
-                f"dataset of {self.info.image_shape}; compare models on images "
-                "of one shape, or bind Subjects.data_from to a run whose "
-                "dataset fits."
+    def _predict(self, members, split):
+        for member in members:
+            check_fit(self.model(member), self.examples, member.name)
+        chosen = self.examples.split(split)
+        number = len(chosen)
+        replicas = self.strategy.num_replicas_in_sync
+        steps = -(-number // (_BATCH_SIZE * replicas)) * replicas
+        # Equal batches, so that next to nothing is padded and no replica idle.
+        batches = tqdm(
+            chosen.batches(-(-number // steps)),
+            f"logits of {split}",
+            unit="batch",
+            leave=None,
+        )
+        predict = [
+            functools.partial(self.model(m), training=False) for m in members
+        ]
+        found = [
+            [np.asarray(logits, np.float32) for logits in row]
+            for row in on_replicas(
+                self.strategy, predict, (batch[0] for batch in batches)
             )
+        ]
+        return [
+            np.concatenate(parts)[:number] for parts in zip(*found, strict=True)
+        ]
 
     def surface(self, split="test"):
-        """Returns the loss surface over the trained subjects, made once.
+        """Returns the loss surface over the trained members, made once.
 
         Args:
             split: "test" or "train".
@@ -219,129 +375,207 @@ class Subjects:
         Raises:
             UserError: if there is none, or they do not fit.
         """
-        models = self.trained()
-        if not models:
-            raise UserError(
-                "There is no model trained on the target among the subjects; "
-                "name some in Subjects.runs."
-            )
         if split not in self._surfaces:
-            self._surfaces[split] = dataset_surface(
-                self.model(models[0]),
-                [self.weights(subject) for subject in models],
-                self.dataset,
+            members = self.trained(1, "A loss surface")
+            self._surfaces[split] = examples_surface(
+                self.model(members[0]),
+                [self.weights(member) for member in members],
+                self.examples,
                 split,
+                self.batch_norm,
                 strategy=self.strategy,
             )
         return self._surfaces[split]
 
-    def _identity(self):
-        return [
-            self._data_run.path,
-            *((s.kind, s.run.path, s.epoch) for s in self),
-        ]
-
-    def _predict(self, subjects, split):
-        for subject in subjects:
-            self.check_images(subject)
-            width = self.model(subject).output_shape[-1]
-            if width != len(self.info.class_names):
-                raise UserError(
-                    f"{subject.name} gives {width} logits. Received: a dataset "
-                    f"of {len(self.info.class_names)} classes; leave it out, "
-                    "or bind Subjects.data_from to a run on its dataset."
-                )
-        number = len(self.split(split))
-        replicas = self.strategy.num_replicas_in_sync
-        steps = -(-number // (_BATCH_SIZE * replicas)) * replicas
-        # Equal batches, so that next to nothing is padded and no replica idle.
-        batches = tqdm(
-            self.dataset.eval_batches(split, batch_size=-(-number // steps)),
-            f"logits of {split}",
-            unit="batch",
-            leave=None,
-        )
-        predict = [
-            functools.partial(self.model(s), training=False) for s in subjects
-        ]
-        found = [
-            [np.asarray(logits, np.float32) for logits in row]
-            for row in on_replicas(
-                self.strategy, predict, (images for images, _, _ in batches)
-            )
-        ]
-        return [
-            np.concatenate(parts)[:number] for parts in zip(*found, strict=True)
-        ]
-
-    def weights(self, subject, epoch=None):
-        """Returns a subject's weights as `keras.Model.get_weights` lists them.
+    def module_loss(self, split="train", with_auc=True):
+        """Returns the `ModuleLoss` that serves all trained members, made once.
 
         Args:
-            subject: a `Subject`.
-            epoch: another epoch of the same run, "last", "best" or int.
+            split: "train" (without augmentation) or "test".
+            with_auc: bool, whether to compute the AUC of multi-label data.
 
-        Returns:
-            list of NumPy arrays, trainable and other, in the model's order.
+        Raises:
+            UserError: if no member is trained, or they do not fit the data.
         """
-        return [np.asarray(w) for w in self.model(subject, epoch).get_weights()]
+        key = split, with_auc
+        if key not in self._module_losses:
+            members = self.trained(1, "The loss of perturbed modules")
+            self._module_losses[key] = examples_modules(
+                self.model(members[0]),
+                self.examples,
+                split,
+                self.batch_norm,
+                with_auc=with_auc,
+                strategy=self.strategy,
+            )
+        return self._module_losses[key]
+
+    def _identity(self):
+        def told(source):
+            return source.path if isinstance(source, Run) else id(source)
+
+        return [
+            told(self._data),
+            self.batch_norm,
+            *((m.kind, told(m.source), m.epoch) for m in self),
+        ]
 
 
-def _are_runs(runs):
-    """Returns whether it is {str: path or list of paths}, one at least."""
-    if not isinstance(runs, dict) or not any(runs.values()):
-        return False
-    paths = [
-        path
-        for named in runs.values()
-        for path in (named if isinstance(named, (list, tuple)) else [named])
+class Checkpoints(collections.abc.Sequence):
+    """The weights of one model at several epochs, read when asked for.
+
+    Args:
+        source: `Run` or `Trajectory`.
+        epochs: list of int, in order.
+
+    Attributes:
+        epochs: list of int.
+    """
+
+    def __init__(self, source, epochs):
+        self.epochs = list(epochs)
+        self._source = source
+        self._model = None
+
+    def __len__(self):
+        return len(self.epochs)
+
+    def __getitem__(self, index):
+        """Returns a list of arrays, as `model.get_weights()` gives them.
+
+        Raises:
+            UserError: naming the checkpoint if it is damaged.
+        """
+        epoch = self.epochs[index]
+        if self._model is None:
+            self._model = self._source.load_model(epoch)
+            self._logits_model = logits_model(self._model)
+        else:
+            # Another checkpoint of a run fits the same model.
+            assign_weights(self._model, self._source.load_weights(epoch))
+        return [np.asarray(w) for w in self._logits_model.get_weights()]
+
+
+def _named(models):
+    """Returns [(kind, model)]; checks that it is {str: model or list}."""
+    received = f"Received: {models!r}"
+    if not isinstance(models, dict) or not any(
+        not isinstance(m, (list, tuple)) or len(m) for m in models.values()
+    ):
+        raise UserError(
+            "Name the models to analyze by their kind, for example with "
+            """--gin_bindings='Models.models = {"P-T": ["runs/pt0", """
+            f""""runs/pt1"]}}'. {received}"""
+        )
+    for kind in models:
+        if not isinstance(kind, str) or not kind or set(kind) & set("/,\n"):
+            raise UserError(
+                'A kind of model is a word such as "P-T", without a slash or a '
+                f"comma. {received}"
+            )
+    return [
+        (kind, model)
+        for kind, own in models.items()
+        for model in (own if isinstance(own, (list, tuple)) else [own])
     ]
-    return all(isinstance(kind, str) for kind in runs) and all(
-        isinstance(path, (str, os.PathLike)) for path in paths
-    )
 
 
-def _check_distinct(runs):
-    """Raises a `UserError` if a run is named twice: no table could tell."""
-    counts = collections.Counter(run.path.resolve() for run in runs)
-    twice = [str(path) for path, count in counts.items() if count > 1]
+def _source(model):
+    """Returns where the weights of what was named come from."""
+    if isinstance(model, (Run, Trajectory)):
+        return model
+    if isinstance(model, keras.Model):
+        return SingleModel(model)
+    if not isinstance(model, (str, os.PathLike)):
+        raise UserError(
+            "A model is a keras.Model, a .keras file, a run directory or a "
+            f"Trajectory. Received: {model!r}"
+        )
+    path = pathlib.Path(model).expanduser()
+    if path.suffix == ".keras" and not path.is_dir():
+        return SingleModel(_load_keras(path))
+    run = Run(path)
+    run.check_exists()
+    return run
+
+
+def _load_keras(path):
+    if not path.is_file():
+        raise UserError(f"There is no file {path}. Received: {str(path)!r}")
+    try:
+        return keras.models.load_model(path, compile=False)
+    # What a file that is none, or has layers unknown here, makes Keras raise.
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be loaded as a Keras model. If it has layers of "
+            "your own, import the module that defines them first. Keras said: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _data_source(data, sources):
+    """Returns `Examples`, the `Run` whose data are used, or None."""
+    if data is None:
+        runs = [source for source in sources if isinstance(source, Run)]
+        return runs[0] if runs else None
+    if isinstance(data, data_package.Dataset):
+        return data.examples
+    if isinstance(data, data_package.Examples):
+        return data
+    if not isinstance(data, (str, os.PathLike, Run)):
+        raise UserError(
+            "Data are Examples, what data.load returns, or a run directory. "
+            f"Received: data={data!r}"
+        )
+    run = data if isinstance(data, Run) else Run(pathlib.Path(data))
+    run.check_exists()
+    return run
+
+
+def _check_distinct(models):
+    """Raises a `UserError` if a model is named twice: no table could tell."""
+
+    def identity(model):
+        if isinstance(model, (str, os.PathLike)):
+            return pathlib.Path(model).expanduser().resolve()
+        return model.path.resolve() if isinstance(model, Run) else id(model)
+
+    counts = collections.Counter(map(identity, models))
+    twice = [str(model) for model, count in counts.items() if count > 1]
     if twice:
         raise UserError(
-            "Each run in Subjects.runs is named once. Received more than once: "
-            f"{', '.join(twice)}."
+            "Each model in Models.models is named once. Received more than "
+            f"once: {', '.join(twice)}."
         )
 
 
-def _names(paths):
-    """Returns the last parts of paths, as many as tell them from each other."""
-    parts = [path.resolve().parts for path in paths]
-    names = []
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(p[-length:]) for p in parts]
-        if len(set(names)) == len(names):
+def _names(named, sources):
+    """Returns a name for each model, all different.
+
+    Of runs and files the last parts of their paths, as many as tell them from
+    each other; of others the kind and a number.
+    """
+    paths = [_path_of(model) for _, model in named]
+    parts = [p.resolve().parts for p in paths if p is not None]
+    short = []
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        short = ["/".join(p[-length:]) for p in parts]
+        if len(set(short)) == len(short):
             break
+    short, counts, names = iter(short), collections.Counter(), []
+    for (kind, _), path in zip(named, paths, strict=True):
+        if path is not None:
+            # Names are listed in tables, with commas between them.
+            names.append(next(short).replace(", ", " "))
+            continue
+        names.append(f"{kind} {counts[kind]}")
+        counts[kind] += 1
     return names
 
 
-def excess_of_pretrained_pairs(kinds, values):
-    """Compares pairs of P-Ts with the other pairs, as claims C3 and C4 do.
-
-    Args:
-        kinds: `pandas.Series` of pair kinds, as `Subjects.pairs` names them.
-        values: `pandas.Series` [n], a similarity of each pair.
-
-    Returns:
-        float, the mean over P-T/P-T minus the larger of the means over
-        P-T/RI-T (in either order) and RI-T/RI-T.
-
-    Raises:
-        UserError: if a kind of pair is missing.
-    """
-    means = values.groupby(kinds.replace("RI-T/P-T", "P-T/RI-T")).mean()
-    needed = ["P-T/P-T", "P-T/RI-T", "RI-T/RI-T"]
-    if missing := [kind for kind in needed if kind not in means]:
-        raise UserError(
-            "This statistic compares pairs of P-Ts with pairs of RI-Ts, so two "
-            f"runs of each must be named. Received: no {', '.join(missing)}."
-        )
-    return float(means[needed[0]] - means[needed[1:]].max())
+def _path_of(model):
+    if isinstance(model, Run):
+        return model.path
+    return (
+        pathlib.Path(model) if isinstance(model, (str, os.PathLike)) else None
+    )

@@ -6,81 +6,9 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.landscape.evaluations import Results
-from keras_transfer.runs import Summaries, appearing, write_text, writing
-
-# Okabe and Ito's palette, safe for colour-blind readers; the same colour for
-# the same model, or pair of models, everywhere.
-COLOURS = {
-    "P": "#009E73",
-    "RI": "#999999",
-    "P-T": "#0072B2",
-    "RI-T": "#D55E00",
-    "P-T/P-T": "#0072B2",
-    "P-T/RI-T": "#CC79A7",
-    "RI-T/P-T": "#CC79A7",
-    "RI-T/RI-T": "#D55E00",
-    "P to P-T": "#009E73",
-    "RI to RI-T": "#999999",
-}
-_OTHER_COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#000000")
-
-
-def colour(kind):
-    """Returns the colour of a kind of model or pair, as "#RRGGBB"."""
-    if kind in COLOURS:
-        return COLOURS[kind]
-    return _OTHER_COLOURS[sum(kind.encode()) % len(_OTHER_COLOURS)]
-
-
-def new_figure(width=6.4, height=4.0, rows=1, columns=1, **kwargs):
-    """Returns (figure, axes) of Matplotlib, drawn without a display.
-
-    Args:
-        width: float, inches.
-        height: float, inches.
-        rows: int, rows of axes.
-        columns: int, columns of axes.
-        **kwargs: passed on to `Figure.subplots`.
-    """
-    # Not pyplot: no global state, no window system.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
-    return figure, figure.subplots(rows, columns, **kwargs)
-
-
-def plot_by(axes, table, x, y, by):
-    """Draws, for each kind, the mean over models and their whole range.
-
-    Args:
-        axes: of Matplotlib.
-        table: tidy `pandas.DataFrame`.
-        x: str, its column of positions, numbers or names in order.
-        y: str, its column of values.
-        by: str, its column of kinds of model or pair.
-    """
-    for kind, rows in table.groupby(by, sort=False):
-        values = rows.groupby(x, sort=False)[y].agg(["mean", "min", "max"])
-        marker = "o" if len(values) <= 30 else None
-        axes.plot(
-            values["mean"],
-            label=kind,
-            color=colour(kind),
-            marker=marker,
-            markersize=3,
-        )
-        axes.fill_between(
-            values.index,
-            values["min"],
-            values["max"],
-            color=colour(kind),
-            alpha=0.2,
-            linewidth=0,
-        )
-    if isinstance(table[x].iloc[0], str) and table[x].nunique() > 8:
-        axes.tick_params("x", rotation=90)
-    axes.legend(fontsize="small")
+from keras_transfer.files import whole_file, write_text, writing
+from keras_transfer.landscape.evaluations import Evaluations
+from keras_transfer.runs import Summaries
 
 
 class Output:
@@ -101,9 +29,9 @@ class Output:
         self._summaries = Summaries(self.path / "tensorboard")
 
     @functools.cached_property
-    def results(self):
-        """`Results` kept here, so that a stopped analysis continues."""
-        return Results(self.path / "evaluated.jsonl")
+    def evaluations(self):
+        """`Evaluations` kept here, so that a stopped analysis continues."""
+        return Evaluations(self.path / "evaluated.jsonl")
 
     def table(self, name, table):
         """Writes a tidy table, one observation a row, as <name>.csv.
@@ -115,7 +43,9 @@ class Output:
         text = table.to_csv(index=False, lineterminator="\n")
         write_text(self.path / f"{name}.csv", text)
         with self._summaries.at(step=0):
-            tf.summary.text(name, _preformatted(table.head(200).to_string()))
+            text = _preformatted(table.head(200).to_string())
+            # TensorBoard keeps one plugin a tag, and the figure has this name.
+            tf.summary.text(f"tables/{name}", text)
 
     def figure(self, name, figure):
         """Writes a Matplotlib figure as <name>.png and <name>.svg.
@@ -130,17 +60,12 @@ class Output:
         # Laid out and drawn but once each; savefig would for every format.
         pixels = _pixels(figure)
         figure.set_layout_engine("none")
-        with appearing(self.path / f"{name}.png") as aside:
+        with whole_file(self.path / f"{name}.png") as aside:
             imsave(aside, pixels, format="png", dpi=figure.dpi)
-        with appearing(self.path / f"{name}.svg") as aside:
+        with whole_file(self.path / f"{name}.svg") as aside:
             FigureCanvasSVG(figure).print_svg(aside)
         with self._summaries.at(step=0):
-            tf.summary.image(name, pixels[None])
-
-    def scalar(self, name, value):
-        """Writes one number into TensorBoard."""
-        with self._summaries.at(step=0):
-            tf.summary.scalar(name, value)
+            tf.summary.image(f"figures/{name}", pixels[None])
 
 
 def _pixels(figure):

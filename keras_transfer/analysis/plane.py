@@ -1,10 +1,12 @@
 """Loss on the plane through three solutions."""
 
-import gin
-import numpy as np
+import math
 
-from keras_transfer import objectives
-from keras_transfer.analysis.output import new_figure
+import numpy as np
+import pandas
+
+from keras_transfer.analysis.declaration import Figure, declare_analysis
+from keras_transfer.analysis.drawing import new_figure
 from keras_transfer.config import schema
 from keras_transfer.landscape.weight_space import Points
 
@@ -44,70 +46,71 @@ def plane_coefficients(positions, coordinates):
     return np.column_stack([1 - weights.sum(axis=1), weights])
 
 
-@gin.configurable
+@declare_analysis(
+    figures=[
+        Figure(
+            "plane_{kind}",
+            lambda table: _figure(table),
+            "The plane through three models",
+            "Loss on the plane through three models, which are marked: one "
+            "valley, or three with ridges between them.",
+        )
+    ],
+    cost=lambda options, models: 2 * options["num_points"] ** 2,
+)
 def plane(
-    subjects,
-    output,
+    models,
     split: schema.Split = "test",
     num_points: schema.Several = 21,
     margin: schema.NotNegative = 0.5,
 ):
     """Measures the loss on the plane through three solutions of each kind.
 
-    The first three subjects of each kind that has three are taken.
+    The first three models of each kind that has three are taken.
 
     Args:
-        subjects: `Subjects`.
-        output: `Output`; receives plane.csv and a figure plane_<kind> each.
+        models: `Models`.
         split: "test" or "train".
         num_points: int, grid points along each axis.
         margin: float, how far the grid reaches beyond the solutions, as a
             fraction of their extent.
 
     Returns:
-        `pandas.DataFrame`, one row per kind and grid point: kind, x, y (L2
-        distance), loss (nats), accuracy and for multi-label data auc and
+        `pandas.DataFrame`, one row per kind and grid point: kind, split, x, y
+        (L2 distance), loss (nats), accuracy and for multi-label data auc and
         auc_<finding>; then the three solutions themselves, whose names are in
-        the column solution, empty for grid points.
+        the column solution, empty for grid points. Empty if no kind has three.
     """
-    import pandas
-
-    models = subjects.trained()
-    metric = objectives.metric_name(subjects.info.multi_label)
+    members = models.trained()
     tables = []
-    for kind in dict.fromkeys(s.kind for s in models):
-        members = [i for i, s in enumerate(models) if s.kind == kind][:3]
-        if len(members) < 3:
+    for kind in dict.fromkeys(m.kind for m in members):
+        own = [i for i, m in enumerate(members) if m.kind == kind][:3]
+        if len(own) < 3:
             continue
-        surface = subjects.surface(split)
-        coordinates = plane_coordinates(
-            surface.space.gram()[np.ix_(members, members)]
-        )
+        surface = models.surface(split)
+        coordinates = plane_coordinates(surface.space.gram()[np.ix_(own, own)])
         positions = np.concatenate(
             [_grid(coordinates, num_points, margin), coordinates]
         )
-        coefficients = np.zeros((len(positions), len(models)))
-        coefficients[:, members] = plane_coefficients(positions, coordinates)
-        coefficients[-3:, members] = np.eye(3)
+        coefficients = np.zeros((len(positions), len(members)))
+        coefficients[:, own] = plane_coefficients(positions, coordinates)
+        coefficients[-3:, own] = np.eye(3)
         columns = surface.evaluate(
-            Points(coefficients), output.results, f"plane of {kind}"
+            Points(coefficients), models.evaluations, f"plane of {kind}"
         )
-        names = [models[i].name for i in members]
         where = {
             "kind": kind,
+            "split": split,
             "x": positions[:, 0],
             "y": positions[:, 1],
-            "solution": [""] * (len(positions) - 3) + names,
+            "solution": [""] * (len(positions) - 3)
+            + [members[i].name for i in own],
         }
         tables.append(pandas.DataFrame(where | columns))
-        figure = _figure(tables[-1], metric, num_points, split)
-        output.figure(f"plane_{kind}", figure)
     if not tables:
         print("plane: no kind has three models, so there is none to draw.")
-        return pandas.DataFrame()
-    table = pandas.concat(tables, ignore_index=True)
-    output.table("plane", table)
-    return table
+        return pandas.DataFrame({"kind": [], "solution": []})
+    return pandas.concat(tables, ignore_index=True)
 
 
 def _grid(coordinates, num_points, margin):
@@ -117,10 +120,12 @@ def _grid(coordinates, num_points, margin):
     return np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
 
 
-def _figure(table, metric, num_points, split):
+def _figure(table):
+    metric = "auc" if "auc" in table else "accuracy"
+    split = table.split.iloc[0]
     figure, axes = new_figure(9.6, 4.0, columns=2)
     grid, solutions = table[:-3], table[-3:]
-    shape = num_points, num_points
+    shape = (math.isqrt(len(grid)),) * 2
     for panel, measure in zip(axes, ("loss", metric), strict=True):
         x, y, z = (
             grid[column].to_numpy().reshape(shape)

@@ -2,6 +2,13 @@
 
 import numpy as np
 
+from keras_transfer.errors import UserError
+
+# From here on there is a barrier: a share, of accuracy or AUC.
+BARRIER = 0.05
+# Less than this is no harm: a share, of accuracy or AUC.
+HARM = 0.01
+
 
 def mean_over_seeds(values, confidence=0.95):
     """Returns the mean of one value per seed and Student's interval for it.
@@ -84,3 +91,79 @@ def mean_over_pairs(first, second, values, confidence=0.95):
     if set(first) & set(second):
         groups = [sorted({*first, *second})]
     return jackknife(mean, groups, confidence)
+
+
+def statistic_of_pairs(table, statistic, confidence=0.95):
+    """Returns a statistic of pairs of models and its interval over models.
+
+    Left out in turn is a P-T or RI-T with all its pairs (see `jackknife`).
+
+    Args:
+        table: `pandas.DataFrame` of pairs, with the columns pair (such as
+            "P-T/RI-T"), first and second. Pairs of other kinds of model are
+            left aside.
+        statistic: function from such a table to float, which raises a
+            `UserError` if a kind of pair is missing.
+        confidence: float in (0, 1).
+
+    Returns:
+        value, low, high: floats; low and high are NaN where there are too few
+        models to leave one out.
+
+    Raises:
+        UserError: if a kind of pair is missing.
+    """
+    table = table[
+        table.pair.isin(["P-T/P-T", "P-T/RI-T", "RI-T/P-T", "RI-T/RI-T"])
+    ]
+    kinds = {"P-T": set(), "RI-T": set()}
+    for pair, *names in zip(
+        table.pair, table["first"], table["second"], strict=True
+    ):
+        for kind, name in zip(pair.split("/"), names, strict=True):
+            kinds[kind].add(name)
+
+    def of(models):
+        kept = table["first"].isin(models) & table["second"].isin(models)
+        try:
+            return statistic(table[kept])
+        except UserError:
+            # Too few models are left to make a pair of each kind.
+            return float("nan")
+
+    statistic(table)  # Complains if a kind is missing.
+    return jackknife(of, [sorted(own) for own in kinds.values()], confidence)
+
+
+def excess_of_pretrained_pairs(kinds, values):
+    """Compares pairs of P-Ts with the other pairs, as claims C3 and C4 do.
+
+    Args:
+        kinds: `pandas.Series` of kinds of pair, as `Models.pairs` names them.
+        values: `pandas.Series` [n], a similarity of each pair.
+
+    Returns:
+        float, the mean over P-T/P-T minus the larger of the means over
+        P-T/RI-T (in either order) and RI-T/RI-T.
+
+    Raises:
+        UserError: if a kind of pair is missing.
+    """
+    means = values.groupby(kinds.replace("RI-T/P-T", "P-T/RI-T")).mean()
+    needed = ["P-T/P-T", "P-T/RI-T", "RI-T/RI-T"]
+    check_pairs(means.index, needed)
+    return float(means[needed[0]] - means[needed[1:]].max())
+
+
+def check_pairs(kinds, needed):
+    """Raises a `UserError` if a kind of pair that is needed is missing.
+
+    Args:
+        kinds: the kinds there are.
+        needed: list of str.
+    """
+    if missing := [kind for kind in needed if kind not in kinds]:
+        raise UserError(
+            "This statistic compares pairs of P-Ts with pairs of RI-Ts, so two "
+            f"models of each must be named. Received: no {', '.join(missing)}."
+        )

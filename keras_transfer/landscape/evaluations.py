@@ -1,17 +1,21 @@
-"""Numbers an analysis has already computed, so that it can be stopped."""
+"""What has been evaluated already, so that an analysis can be stopped."""
 
 import json
 import os
 import pathlib
+import zlib
 
-from keras_transfer.runs import writing
+from absl import logging
+
+from keras_transfer.files import writing
 
 
-class Results:
+class Evaluations:
     """Named numbers by identifier, kept in a file that grows line by line.
 
     What has been added is found again after an interruption, also one that cuts
-    a line short, and by every later analysis in the same directory.
+    a line short, and by every later analysis in the same directory. A line that
+    was damaged since, which its checksum tells, is evaluated again.
 
     Args:
         path: JSON-lines file, made at the first `add`; None to keep nothing
@@ -47,8 +51,7 @@ class Results:
         if self.path is None:
             return
         lines = "".join(
-            json.dumps({"id": identifier} | values) + "\n"
-            for identifier, values in numbers.items()
+            _line(identifier, values) for identifier, values in numbers.items()
         )
         with (
             writing(self.path),
@@ -63,9 +66,29 @@ class Results:
         # An interrupted write can end within a character, too.
         text = self.path.read_text(encoding="utf-8", errors="replace")
         self._torn = bool(text) and not text.endswith("\n")
-        for line in text.splitlines():
+        damaged = 0
+        for line in filter(None, text.splitlines()):
             try:
-                values = json.loads(line)
-                self._known[values.pop("id")] = values
-            except (ValueError, KeyError, AttributeError, TypeError):
-                continue
+                identifier, values, checksum = json.loads(line)
+                if checksum != _checksum(identifier, values):
+                    raise ValueError("its checksum is another")
+                self._known[identifier] = values
+            except (ValueError, TypeError, RecursionError):
+                damaged += 1
+        if damaged > self._torn:
+            logging.warning(
+                "%d lines of %s are damaged; what stood there is evaluated "
+                "again.",
+                damaged,
+                self.path,
+            )
+
+
+def _line(identifier, values):
+    return json.dumps([identifier, values, _checksum(identifier, values)]) + (
+        "\n"
+    )
+
+
+def _checksum(identifier, values):
+    return zlib.crc32(json.dumps([identifier, values]).encode())

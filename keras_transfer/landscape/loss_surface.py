@@ -9,11 +9,12 @@ memory budget; otherwise one pass over them serves many points.
 """
 
 import contextlib
-import dataclasses
 import functools
+import hashlib
 import json
 import math
 import time
+from typing import Literal
 
 import gin
 import keras
@@ -28,13 +29,17 @@ from keras_transfer.devices import jit_compile as jit_argument
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
 from keras_transfer.landscape import replicas
-from keras_transfer.landscape.evaluations import Results
+from keras_transfer.landscape.evaluations import Evaluations
 from keras_transfer.landscape.replicas import SpreadBatches
 from keras_transfer.landscape.weight_space import WeightSpace
 
 # Points that share one reading of batches too many to be kept; so many at most
 # are lost by an interrupt.
 _POINTS_PER_READING = 32
+# Training images that the statistics of batch normalization are taken from.
+_STATISTICS_EXAMPLES = 2048
+
+BatchNorm = Literal["reestimate", "stored"]
 
 
 class LossSurface:
@@ -57,10 +62,6 @@ class LossSurface:
         whole: None, or a function of (targets [N, ...], outputs [N, C]), NumPy
             arrays of all examples, -> {name: float}, for metrics that are no
             means, such as the AUC.
-        modules: the parts of the model that points may treat differently: None
-            for one part, or lists of variables that together hold all of
-            `model.weights`, such as `[m.variables for m in
-            models.module_chain(model)]`.
         statistics_batches: batches over which the statistics of batch
             normalization are estimated anew at each point, as the mean over
             batches of those in training mode (Izmailov et al. 2018, section
@@ -73,13 +74,15 @@ class LossSurface:
             every 32 points.
         jit_compile: bool, whether XLA compiles the forward pass; None: yes on
             GPU and TPU, no on CPU, where it is slower.
-        key: str that names the data, for the `results` of `evaluate`.
+        key: str that changes with the data, for the `evaluations` of
+            `evaluate`; None to find one by reading all batches when it is
+            needed.
 
     Attributes:
         space: the `WeightSpace` of the weight vectors.
 
     Raises:
-        UserError: if weights, modules or batches cannot be used.
+        UserError: if weights or batches cannot be used.
     """
 
     def __init__(
@@ -89,19 +92,19 @@ class LossSurface:
         batches,
         means,
         whole=None,
-        modules=None,
         statistics_batches=None,
         strategy=None,
         memory_budget=4.0,
         jit_compile=None,
-        key="",
+        key=None,
     ):
         self._model = model
         self._means = means
         self._whole = whole
-        self._key = json.dumps([key, *means])
+        self._given_key = key
+        self._all_batches = [batches, statistics_batches]
         self._strategy = strategy or default_strategy()
-        self.space = WeightSpace(model, weights, modules, self._strategy)
+        self.space = WeightSpace(model, weights, self._strategy)
         self._call_model = tf.function(
             self._call_model, jit_compile=jit_argument(jit_compile)
         )
@@ -127,12 +130,12 @@ class LossSurface:
         self._measure = self._compile(self._measure, self._batches)
         self._pace = Pace()
 
-    def evaluate(self, points, results=None, description="loss surface"):
+    def evaluate(self, points, evaluations=None, description="loss surface"):
         """Evaluates loss and metrics at many points.
 
         Args:
             points: the `Points`.
-            results: None, or a `Results` in which evaluated points are looked
+            evaluations: None, or an `Evaluations` in which points are looked
                 up and kept, so that an interrupted evaluation continues.
             description: str, beside the progress bar.
 
@@ -143,18 +146,21 @@ class LossSurface:
             UserError: if the points do not fit the surface.
         """
         arrays = self._expand(points)
-        names = self.space.names(arrays, self._key)
-        results = Results() if results is None else results
-        todo = {n: p for p, n in enumerate(names) if n not in results}
+        salt = "" if evaluations is None else self._key
+        names = self.space.names(arrays, salt)
+        if evaluations is None:
+            evaluations = Evaluations()
+        todo = {n: p for p, n in enumerate(names) if n not in evaluations}
         rows = np.array(list(todo.values()), int)
         with self._progress(description, len(todo)) as bar:
             for group in self._groups(len(todo)):
                 part = [array[rows[group]] for array in arrays]
                 numbers = self._numbers(*self._run(part, bar))
-                results.add(dict(zip(list(todo)[group], numbers, strict=True)))
+                found = dict(zip(list(todo)[group], numbers, strict=True))
+                evaluations.add(found)
         return {
-            column: np.array([results[name][column] for name in names])
-            for column in results[names[0]]
+            column: np.array([evaluations[name][column] for name in names])
+            for column in evaluations[names[0]]
         }
 
     def outputs(self, points, description="predictions"):
@@ -198,10 +204,19 @@ class LossSurface:
             for point in zip(*arrays, self._statistics(arrays), strict=True)
         ]
 
+    @functools.cached_property
+    def _key(self):
+        """What tells these data, quantities and this network from others."""
+        key = self._given_key
+        if key is None:
+            key = [b and fingerprint(b) for b in self._all_batches]
+        key = [key, bool(self._batch_norms)]
+        return description_of(self._model, self._means, self._whole, key)
+
     # In Python: which points and which batches go into one call.
 
     def _expand(self, points):
-        return points.expand(self.space.num_modules, self.space.num_vectors)
+        return points.expand(self.space.num_vectors)
 
     def _progress(self, description, num_points):
         total = num_points * self._batches.num_batches
@@ -324,12 +339,11 @@ class LossSurface:
     # outside of what replicas run; that sees static shapes.
 
     def _compile(self, function, batches):
-        modules, vectors = self.space.num_modules, self.space.num_vectors
         return tf.function(
             function,
             input_signature=[
-                tf.TensorSpec([None, modules, vectors]),
-                tf.TensorSpec([None, modules]),
+                tf.TensorSpec([None, self.space.num_vectors]),
+                tf.TensorSpec([None]),
                 tf.TensorSpec([None], tf.int32),
                 tf.TensorSpec([None, self._num_statistics]),
                 tf.TensorSpec([], tf.int32),
@@ -424,7 +438,7 @@ class LossSurface:
         # Not among the weights: the states of random number generators.
         others = [v for v in model.variables if id(v) not in value]
         value |= {id(v): v.value for v in others}
-        with _no_momentum(self._batch_norms):
+        with no_momentum(self._batch_norms):
             outputs, updated = model.stateless_call(
                 [value[id(v)] for v in model.trainable_variables],
                 [value[id(v)] for v in model.non_trainable_variables],
@@ -443,36 +457,33 @@ class LossSurface:
 
 
 @gin.configurable
-def dataset_surface(
+def examples_surface(
     model,
     weights,
-    dataset,
+    examples,
     split: schema.Split = "test",
-    modules: tuple[str, ...] | None = None,
+    batch_norm: BatchNorm = "reestimate",
     batch_size: schema.Count = 256,
-    reestimate_batch_norm: bool = True,
     strategy=None,
     memory_budget: schema.NotNegative = 4.0,
     jit_compile: bool | None = None,
 ):
-    """Returns the `LossSurface` of a data set's loss, accuracy and AUC.
+    """Returns the `LossSurface` of loss, accuracy and AUC on examples.
 
     The columns are loss (nats), accuracy (share of right answers, for
     multi-label data of right findings; 1 - accuracy is the 0-1 error), and for
     multi-label data auc and auc_<finding>.
 
     Args:
-        model: see `LossSurface`.
+        model: `keras.Model` giving logits, see `LossSurface`.
         weights: see `LossSurface`.
-        dataset: `data.Dataset` with as many classes as the model has outputs.
-        split: "test" or "train".
-        modules: see `LossSurface`.
+        examples: `data.Examples` with as many classes as the model has outputs.
+        split: "test" or "train" (without augmentation).
+        batch_norm: "reestimate": models with batch normalization get its
+            statistics estimated anew at each point (see `statistics_batches`),
+            for between two models neither one's fit; "stored": statistics are
+            combined like weights.
         batch_size: int, examples at a time on each device, at most.
-        reestimate_batch_norm: bool, whether models with batch normalization get
-            their statistics estimated anew at each point, from one pass over
-            the training images without augmentation, in a fixed random order.
-            Costs that pass; without it, points between two models are judged
-            by statistics that are not theirs.
         strategy: see `LossSurface`.
         memory_budget: see `LossSurface`.
         jit_compile: see `LossSurface`.
@@ -481,33 +492,25 @@ def dataset_surface(
         UserError: if model, weights and data do not fit.
     """
     strategy = strategy or default_strategy()
-    examples = dataset_examples(model, dataset, split, batch_size, strategy)
-    statistics_batches = None
-    if reestimate_batch_norm and batch_norms(model):
-        size = min(batch_size, dataset.info.num_train)
-        statistics_batches = dataset.train_batches(size, seed=0).take(
-            dataset.steps_per_epoch(size)
-        )
-    description = [examples.pop("key"), reestimate_batch_norm]
     return LossSurface(
         model,
         weights,
-        **examples,
-        modules=modules,
-        statistics_batches=statistics_batches,
+        **evaluated(model, examples, split, batch_size, strategy),
+        statistics_batches=statistics_batches(
+            model, examples, batch_norm, batch_size
+        ),
         strategy=strategy,
         memory_budget=memory_budget,
         jit_compile=jit_compile,
-        key=json.dumps(description),
     )
 
 
-def dataset_examples(model, dataset, split, batch_size, strategy):
-    """Returns what is evaluated on a data set.
+def evaluated(model, examples, split, batch_size, strategy):
+    """Returns what is evaluated on examples.
 
     Args:
-        model: `keras.Model` that takes its images.
-        dataset: `data.Dataset` with as many classes as the model has outputs.
+        model: `keras.Model` giving logits that takes their images.
+        examples: `data.Examples` with as many classes as the model has outputs.
         split: "test" or "train".
         batch_size: int, examples at a time on each device, at most.
         strategy: the `tf.distribute.Strategy`.
@@ -518,23 +521,89 @@ def dataset_examples(model, dataset, split, batch_size, strategy):
     Raises:
         UserError: if model and data do not fit.
     """
-    info = dataset.info
-    _check_data(model, info)
-    number = {"train": info.num_train, "test": info.num_test}[split]
+    check_fit(model, examples)
+    chosen = examples.split(split)
     # Equal batches, so that next to nothing is padded and no replica idle.
     per_step = batch_size * strategy.num_replicas_in_sync
-    steps = -(-number // per_step) * strategy.num_replicas_in_sync
-    description = [dataset.arguments, dataclasses.asdict(info), split]
-    description += [batch_size]
+    steps = -(-len(chosen) // per_step) * strategy.num_replicas_in_sync
+    batch_size = -(-len(chosen) // steps)
+    multi_label = examples.multi_label
     return {
-        "batches": dataset.eval_batches(split, batch_size=-(-number // steps)),
+        "batches": chosen.batches(batch_size),
         "means": {
-            "loss": functools.partial(_loss, info.multi_label),
-            "accuracy": functools.partial(_accuracy, info.multi_label),
+            "loss": functools.partial(_loss, multi_label),
+            "accuracy": functools.partial(_accuracy, multi_label),
         },
-        "whole": functools.partial(_aucs, info) if info.multi_label else None,
-        "key": json.dumps(description, sort_keys=True, default=str),
+        "whole": functools.partial(_aucs, examples) if multi_label else None,
+        "key": json.dumps(
+            [examples.fingerprint, split, len(chosen), batch_size]
+        ),
     }
+
+
+def statistics_batches(model, examples, batch_norm, batch_size=256):
+    """Returns the batches that statistics of batch normalization come from.
+
+    At most 2,048 training images in whole batches, the same ones in the same
+    random order every time, without augmentation.
+
+    Args:
+        model: `keras.Model`.
+        examples: `data.Examples`.
+        batch_norm: "reestimate" or "stored".
+        batch_size: int, at most.
+
+    Returns:
+        `tf.data.Dataset` of (inputs, targets, weights); None if statistics are
+        not to be estimated, or the model has none.
+
+    Raises:
+        UserError: if there are no training images.
+    """
+    if batch_norm == "stored" or not batch_norms(model):
+        return None
+    if not examples.has("train"):
+        raise UserError(
+            f"Model '{model.name}' has batch normalization, whose statistics "
+            "are estimated anew from training images. Received: data without "
+            'them; give Examples(train=...), or batch_norm="stored".'
+        )
+    chosen = examples.split("train")
+    batch_size = min(batch_size, len(chosen))
+    order = np.random.RandomState(0).permutation(len(chosen))
+    order = order[: max(_STATISTICS_EXAMPLES // batch_size, 1) * batch_size]
+    order = order[: len(order) // batch_size * batch_size]
+    return chosen.batches(batch_size, order=order)
+
+
+def fingerprint(batches):
+    """Returns a str that changes with what batches hold, by reading them."""
+    state = hashlib.blake2b(digest_size=16)
+    for batch in batches:
+        for tensor in batch:
+            array = np.ascontiguousarray(tensor)
+            state.update(f"{array.dtype}{array.shape}".encode())
+            state.update(array)
+    return state.hexdigest()
+
+
+def description_of(model, means, whole, key):
+    """Returns what the numbers of a network depend on beside its weights.
+
+    Args:
+        model: `keras.Model`.
+        means: see `LossSurface`.
+        whole: see `LossSurface`.
+        key: JSON-able value that changes with the data.
+
+    Returns:
+        str.
+    """
+    layers = [
+        [type(layer).__name__, str(getattr(layer, "activation", ""))[:40]]
+        for layer in model.layers
+    ]
+    return json.dumps([key, layers, list(means), whole is not None])
 
 
 def weighted_sums(means, targets, outputs, weights):
@@ -559,14 +628,13 @@ def weighted_sums(means, targets, outputs, weights):
 
 
 def batch_norms(model):
-    """Returns a model's batch normalization layers, nested ones included."""
-    layers = []
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            layers += batch_norms(layer)
-        elif isinstance(layer, keras.layers.BatchNormalization):
-            layers.append(layer)
-    return layers
+    """Returns a model's batch normalization layers, however deep they lie."""
+    layers = {id(layer): layer for layer in model._flatten_layers()}
+    return [
+        layer
+        for layer in layers.values()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
 
 
 def _loss(multi_label, targets, logits):
@@ -574,28 +642,60 @@ def _loss(multi_label, targets, logits):
 
 
 def _accuracy(multi_label, targets, logits):
-    return objectives.example_hits(targets, logits, multi_label)
+    return objectives.example_accuracy(targets, logits, multi_label)
 
 
-def _aucs(info, targets, logits):
-    summary = objectives.summarize(targets, logits, info)
+def _aucs(examples, targets, logits):
+    summary = objectives.summarize(targets, logits, examples)
     return {k: v for k, v in summary.items() if k.startswith("auc")}
 
 
-def _check_data(model, info):
-    shapes = model.input_shape[1:], model.output_shape[-1]
-    if shapes != (info.image_shape, len(info.class_names)):
+def check_inputs(model, examples, name=None):
+    """Raises a `UserError` unless a model takes the inputs of examples.
+
+    Args:
+        model: `keras.Model`.
+        examples: `data.Examples`.
+        name: str, what to call the model; None for its own name.
+    """
+    takes = model.input_shape[1:]
+    sides = zip(takes, examples.image_shape, strict=False)
+    if len(takes) != len(examples.image_shape) or any(
+        a not in (None, b) for a, b in sides
+    ):
         raise UserError(
-            f"Model '{model.name}' takes images {shapes[0]} and gives "
-            f"{shapes[1]} logits. Received: data set {info.name} with images "
-            f"{info.image_shape} and {len(info.class_names)} classes; bind "
-            "Subjects.data_from to a run whose data fit."
+            f"Model '{name or model.name}' takes images {takes}. Received: "
+            f"images of {examples.image_shape}; compare models on data that "
+            "fit them (Models.data)."
+        )
+
+
+def check_fit(model, examples, name=None):
+    """Raises a `UserError` unless a model takes examples and tells classes.
+
+    Args:
+        model: `keras.Model` giving logits.
+        examples: `data.Examples`.
+        name: str, what to call the model; None for its own name.
+    """
+    check_inputs(model, examples, name)
+    gives = model.output_shape[1:]
+    if gives != (examples.num_classes,):
+        raise UserError(
+            f"Model '{name or model.name}' gives "
+            f"{' x '.join(map(str, gives))} logits. Received: "
+            f"{examples.num_classes} classes; compare models on data "
+            "that fit them (Models.data)."
         )
 
 
 @contextlib.contextmanager
-def _no_momentum(layers):
-    """Makes layers forget: the new statistics are those of the last batch."""
+def no_momentum(layers):
+    """Makes layers forget: new statistics are those of the last batch.
+
+    Args:
+        layers: list of `keras.layers.BatchNormalization`.
+    """
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.momentum = 0.0

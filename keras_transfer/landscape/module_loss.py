@@ -1,9 +1,10 @@
 """The loss where one part of a network is perturbed and the rest is not.
 
 What enters a part of the network does not depend on that part's weights. So it
-is computed once for each batch, module by module, and every perturbation of the
-part runs only the suffix: the part with perturbed weights, and the modules
-after it with those of the end point.
+is computed once for each batch, module by module, and every perturbation runs
+only the part with perturbed weights and the modules after it. Those have the
+end point's weights whatever the perturbation is, so that many perturbations go
+through them as one large batch.
 """
 
 import collections
@@ -12,6 +13,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import time
 from typing import Annotated, Literal
 
@@ -22,29 +24,36 @@ from tqdm import tqdm
 
 from keras_transfer import objectives
 from keras_transfer.config import schema
-from keras_transfer.devices import Pace
+from keras_transfer.devices import Pace, has_accelerator
 from keras_transfer.devices import jit_compile as jit_argument
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
 from keras_transfer.landscape import replicas
-from keras_transfer.landscape.evaluations import Results
+from keras_transfer.landscape.evaluations import Evaluations
 from keras_transfer.landscape.loss_surface import (
-    dataset_examples,
+    BatchNorm,
+    batch_norms,
+    description_of,
+    evaluated,
+    fingerprint,
+    no_momentum,
+    statistics_batches,
     weighted_sums,
 )
 from keras_transfer.landscape.replicas import SpreadBatches
-from keras_transfer.landscape.weight_space import FlatModule, check_weights
+from keras_transfer.landscape.weight_space import FlatWeights, check_weights
 from keras_transfer.models import group, module_chain
 
 LEVELS = ("block", "group")
 Levels = Annotated[tuple[Literal["block", "group"], ...], schema.NotEmpty()]
-# The end points of training, and the name of each one's epoch.
-END_POINTS = {"final": "last", "optimal": "best"}
-# Results are kept after each pass over the batches. A pass takes about so long,
-# for at most this much is lost by an interrupt, but serves at least so many
-# perturbations of each part, for it runs the unperturbed network once.
+# Evaluations are kept after each pass over the batches. A pass takes about so
+# long, for at most this much is lost by an interrupt, but serves at least so
+# many perturbations of each part, for it runs the unperturbed network once.
 _SECONDS_PER_PASS = 60.0
 _LEAST_PER_PASS = 16
+# As many perturbations go through a network together as keep what lies between
+# two modules within so many bytes, which a processor's caches hold.
+_BYTES_TOGETHER = 8 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,17 +154,14 @@ def parts(chain, level):
     return found
 
 
-class Suffixes:
+class ModuleLoss:
     """Loss and metrics of one model as functions of one part's weights.
 
     Example:
-        suffixes = Suffixes(model, batches, {"loss": loss})
-        part = parts(suffixes.chain, "block")["conv1"]
+        modules = ModuleLoss(model, batches, {"loss": loss})
+        part = parts(modules.chain, "block")["conv1"]
         rewound = Perturbations([0.0, 1.0])   # conv1 of w0, conv1 of w1
-        suffixes.evaluate([w0, w1], 1, {part: rewound})[part]["loss"]
-
-    Batch normalization uses stored statistics, in the part perturbed those of
-    the polyline, combined like weights.
+        modules.evaluate([w0, w1], 1, {part: rewound})[part]["loss"]
 
     Args:
         model: functional `keras.Model`, see `models.module_chain`. Its own
@@ -163,13 +169,17 @@ class Suffixes:
         batches: see `LossSurface`.
         means: see `LossSurface`.
         whole: see `LossSurface`.
+        statistics_batches: batches over which the statistics of batch
+            normalization are estimated anew at each point, see `LossSurface`.
+            None to use the stored ones, in the part perturbed those of the
+            polyline, combined like weights.
         strategy: see `LossSurface`.
         memory_budget: GiB of batches kept on each device; if there are more,
             they are read again in each pass. Beside them lie the activations of
             one batch and what a call needs.
         jit_compile: bool, whether XLA compiles each module; None: yes on GPU
             and TPU, no on CPU, where it is slower.
-        key: str that names the data, for the `results` of `evaluate`.
+        key: see `LossSurface`.
 
     Attributes:
         chain: list of `models.Module`.
@@ -184,42 +194,37 @@ class Suffixes:
         batches,
         means,
         whole=None,
+        statistics_batches=None,
         strategy=None,
         memory_budget=4.0,
         jit_compile=None,
-        key="",
+        key=None,
     ):
         self._model = model
         self._means = means
         self._whole = whole
-        self._key = json.dumps([key, *means, whole is not None])
+        self._given_key = key
         self._strategy = strategy or default_strategy()
         self.chain = module_chain(model)
-        self._modules = [FlatModule(model, m.variables) for m in self.chain]
-        # A function for each module, and not for each suffix, keeps tracing
-        # and compiling linear in depth.
-        self._call_module = [
-            tf.function(
-                functools.partial(self._call, m),
-                jit_compile=jit_argument(jit_compile),
-            )
-            for m in range(len(self.chain))
+        self._modules = [
+            _CompiledModule(model, module, m, self._strategy, jit_compile)
+            for m, module in enumerate(self.chain)
         ]
-        self._batches = SpreadBatches(batches, self._strategy, memory_budget)
-        self._batch = tf.function(
-            self._batch,
-            input_signature=[
-                tf.TensorSpec([], tf.int32),
-                *self._batches.chunk_spec,
-            ],
+        if not any(module.num_statistics for module in self._modules):
+            statistics_batches = None
+        self._all_batches = [batches, statistics_batches]
+        self._batches, self._statistics_batches = (
+            each and SpreadBatches(each, self._strategy, memory_budget)
+            for each in self._all_batches
         )
-        # By module and by part, compiled when first needed.
-        self._advances, self._measures = {}, {}
+        self._measure = tf.function(self._measure)
+        self._take = tf.function(self._take)
         self._paces = collections.defaultdict(Pace)
         self._seconds_per_round = None
+        self._sizes = {}
 
-    def trained(self, part, weights):
-        """Returns a part's trainable weights as one vector.
+    def parameters(self, part, weights):
+        """Returns a part's parameters, frozen ones too, as one vector.
 
         Args:
             part: `range` of positions in the chain.
@@ -228,13 +233,18 @@ class Suffixes:
         Returns:
             float32 [n].
         """
-        modules = self._modules[part.start : part.stop]
+        own = [m.flat for m in self._modules[part.start : part.stop]]
         return np.concatenate(
-            [m.flatten(weights)[: m.num_trained] for m in modules]
+            [m.flatten(weights)[: m.num_parameters] for m in own]
         )
 
     def evaluate(
-        self, vectors, end, perturbations, results=None, description="modules"
+        self,
+        vectors,
+        end,
+        perturbations,
+        evaluations=None,
+        description="modules",
     ):
         """Evaluates loss and metrics where one part is perturbed.
 
@@ -244,7 +254,7 @@ class Suffixes:
             end: int, which of them all other modules are set to.
             perturbations: {part: `Perturbations`}, a part being a `range` of
                 positions in the chain.
-            results: None, or a `Results` in which evaluated points are looked
+            evaluations: None, or an `Evaluations` in which points are looked
                 up and kept, so that an interrupted evaluation continues.
             description: str, beside the progress bar.
 
@@ -259,66 +269,59 @@ class Suffixes:
         arrays = {
             part: p.expand(len(vectors)) for part, p in perturbations.items()
         }
-        flats, digests = [], []
-        for m in self._modules:
-            flat = np.stack([m.flatten(vector) for vector in vectors])
-            digests.append([_digest(row) for row in flat])
-            flats.append(tf.constant(flat))
-        names = self._names(digests, end, arrays)
-        results = Results() if results is None else results
-        unperturbed = [
-            m.split(flat[end])
-            for m, flat in zip(self._modules, flats, strict=True)
+        flats = [
+            np.stack([m.flat.flatten(vector) for vector in vectors])
+            for m in self._modules
         ]
-        self._add(results, names, flats, unperturbed, arrays, description)
+        if evaluations is None:
+            evaluations, key = Evaluations(), ""
+        else:
+            key = self._key
+        names = _names(key, flats, end, arrays)
+        self._add(evaluations, names, flats, end, arrays, description)
         return {
             part: {
-                column: np.array([results[name][column] for name in own])
-                for column in results[own[0]]
+                column: np.array([evaluations[name][column] for name in own])
+                for column in evaluations[own[0]]
             }
             for part, own in names.items()
         }
 
-    # In Python: which perturbations and which batches go into one call.
+    @functools.cached_property
+    def _key(self):
+        """What tells these data, quantities and this network from others."""
+        key = self._given_key
+        if key is None:
+            key = [b and fingerprint(b) for b in self._all_batches]
+        key = [key, self._statistics_batches is not None]
+        return description_of(self._model, self._means, self._whole, key)
 
-    def _add(self, results, names, flats, unperturbed, arrays, description):
-        """Evaluates what is not among the results and adds it to them."""
+    # Which perturbations and which batches go into one call.
+
+    def _add(self, evaluations, names, flats, end, arrays, description):
+        """Evaluates what is not among the evaluations and adds it to them."""
         todo = {
-            part: _todo(names[part], arrays[part], results) for part in names
+            part: _todo(names[part], arrays[part], evaluations)
+            for part in names
         }
         total = sum(map(len, todo.values())) * self._batches.num_batches
+        if not total:
+            return
+        state = _State(self._modules, flats, end, self._strategy)
+        if self._statistics_batches is not None:
+            self._estimate_unperturbed(state)
         with tqdm(
-            desc=description,
-            total=total,
-            unit="batch",
-            leave=None,
-            disable=not total,
+            desc=description, total=total, unit="batch", leave=None
         ) as bar:
             for now in self._passes(todo):
                 points = {
                     part: [array[rows] for array in arrays[part]]
                     for part, rows in now.items()
                 }
-                found = self._run(flats, unperturbed, points, bar)
+                found = self._run(state, points, bar)
                 for part, numbers in found.items():
                     done = [names[part][row] for row in now[part]]
-                    results.add(dict(zip(done, numbers, strict=True)))
-
-    def _names(self, digests, end, arrays):
-        """Returns what identifies each perturbation, {part: list of str}."""
-        names = {}
-        for part, points in arrays.items():
-            rest = [d[end] for m, d in enumerate(digests) if m not in part]
-            names[part] = []
-            for k, f, sigma, seed in zip(*points, strict=True):
-                own = [digests[m][k] for m in part]
-                # Without a way to go its direction does not matter, nor does
-                # the seed without noise.
-                own += [digests[m][k + 1] for m in part if f]
-                noise = [sigma, seed] if sigma else []
-                told = [self._key, list(part), rest, own, f, noise]
-                names[part].append(_digest(json.dumps(told, default=float)))
-        return names
+                    evaluations.add(dict(zip(done, numbers, strict=True)))
 
     def _passes(self, todo):
         """Yields {part: rows}: what is evaluated in each pass over batches."""
@@ -339,227 +342,453 @@ class Suffixes:
             self._seconds_per_round = seconds / max(map(len, now.values()))
             todo = {part: rows[size:] for part, rows in todo.items()}
 
-    def _run(self, flats, unperturbed, points, bar):
+    def _run(self, state, points, bar):
         """Makes one pass over the batches.
 
         Args:
-            flats: each module's share of the vectors, tensors [K, D].
-            unperturbed: each module's tensors at the end point.
+            state: `_State`.
             points: {part: arrays}, as `Perturbations.expand` returns them.
             bar: the progress bar, counting batches times perturbations.
 
         Returns:
             {part: list of {name: float}}.
         """
+        statistics = self._estimate(state, points)
         found = {part: _Found(self._means) for part in points}
-        last = max(part.start for part in points)
         targets = []
-        for count, chunk in self._batches:
-            for j in range(count):
-                x, *rest = self._batch(tf.constant(j), *chunk)
-                real = replicas.gather(self._strategy, rest[1], 0) > 0
-                if self._whole is not None:
-                    targets.append(
-                        replicas.gather(self._strategy, rest[0], 0)[real]
+        for x, *rest in self._each_batch(self._batches):
+            real = replicas.gather(self._strategy, rest[1], 0) > 0
+            if self._whole is not None:
+                targets.append(
+                    replicas.gather(self._strategy, rest[0], 0)[real]
+                )
+            for part, entering in self._entering(state, points, x):
+                for piece in self._pieces(part, len(points[part][0]), entering):
+                    y = self._perturbed(
+                        state, part, points[part], piece, entering, statistics
                     )
-                for m in range(last + 1):
-                    for part in points:
-                        if part.start == m:
-                            measure = functools.partial(
-                                self._compiled_measure(part, [x, *rest]),
-                                flats[part.start : part.stop],
-                                unperturbed[part.stop :],
-                            )
-                            sums, outputs = self._perturb(
-                                part, measure, points[part], [x, *rest], bar
-                            )
-                            found[part].add(sums, outputs, real)
-                    if m < last:
-                        advance = self._compiled_advance(m, x)
-                        x = advance(unperturbed[m], x)
+                    sums, outputs = self._measured(y, rest)
+                    found[part].add(piece, sums, outputs, real)
+                    bar.update(piece.stop - piece.start)
         return {
             part: own.numbers(self._whole, targets)
             for part, own in found.items()
         }
 
-    def _perturb(self, part, measure, points, batch, bar):
-        """Measures one batch at all perturbations of a part.
+    def _each_batch(self, batches):
+        """Yields each batch's tensors, of all replicas."""
+        for count, chunk in batches:
+            for j in range(count):
+                yield self._take(tf.constant(j), *chunk)
 
-        Args:
-            part: the `range`.
-            measure: what `_compiled_measure` returns, given the weights.
-            points: as `Perturbations.expand` returns them.
-            batch: what enters the part, targets and weights.
-            bar: the progress bar.
+    def _entering(self, state, points, x, training=False):
+        """Yields (part, what enters it), from the first module on."""
+        last = max(part.start for part in points)
+        for m in range(last + 1):
+            yield from ((part, x) for part in points if part.start == m)
+            if m < last:
+                mode = "training" if training else "stored"
+                x, _ = self._modules[m].fixed(state, x, mode=mode)
 
-        Returns:
-            sums float64 [P, 1 + Q] and outputs float32 [P, b, C], or None for
-            the latter if nobody wants them.
-        """
-        sums, outputs = [], []
-        for piece in self._calls(part, len(points[0]), bar):
-            piece_sums, piece_outputs = measure(
-                *(tf.constant(array[piece]) for array in points),
-                *batch,
-            )
-            piece_sums = replicas.gather(self._strategy, piece_sums, 0)
-            sums.append(piece_sums.sum(axis=0, dtype=np.float64))
-            if self._whole is not None:
-                outputs.append(
-                    replicas.gather(self._strategy, piece_outputs, 1)
+    def _perturbed(self, state, part, points, piece, x, statistics):
+        """Returns what leaves the network, [P b, C] on each replica."""
+        count = piece.stop - piece.start
+        for m in range(part.start, len(self.chain)):
+            module = self._modules[m]
+            own = statistics.get((part, m))
+            options = {}
+            if own is not None:
+                options = {"mode": "given", "statistics": own[piece]}
+            if m in part:
+                shared = m == part.start
+                x, _ = module.perturbed(
+                    state, points, piece, x, shared, **options
                 )
-        if self._whole is None:
-            return np.concatenate(sums), None
-        return np.concatenate(sums), np.concatenate(outputs)
+            else:
+                x, _ = module.fixed(state, x, count, **options)
+        return x
 
-    def _calls(self, part, num_points, bar):
-        """Yields slices: the perturbations that are run in one call."""
-        pace = self._paces[part]
-        first = 0
+    def _measured(self, y, rest):
+        """Returns sums float64 [P, 1 + Q] and outputs [P, b, C] or None."""
+        sums, outputs = self._measure(y, *rest)
+        sums = replicas.gather(self._strategy, sums, 0)
+        sums = sums.sum(axis=0, dtype=np.float64)
+        if self._whole is None:
+            return sums, None
+        return sums, replicas.gather(self._strategy, outputs, 1)
+
+    def _pieces(self, part, num_points, x):
+        """Yields slices: the perturbations that go through together."""
+        pace, first = self._paces[part], 0
+        most = max(1, _BYTES_TOGETHER // self._largest(part, x))
         while first < num_points:
-            size = (
-                1
-                if replicas.has_other_workers(self._strategy)
-                else pace.count()
-            )
+            size = most
+            # Workers must agree, which their clocks do not.
+            if not replicas.has_other_workers(self._strategy):
+                size = min(most, pace.count())
             piece = slice(first, min(first + size, num_points))
             began = time.perf_counter()
             yield piece
             pace.note(piece.stop - first, time.perf_counter() - began)
-            bar.update(piece.stop - first)
             first = piece.stop
 
-    # In TensorFlow: P perturbations of a part and a batch of b examples. P and
-    # the number of vectors are known only when it runs, so what depends on them
-    # is outside of what replicas run; that sees static shapes.
+    def _largest(self, part, x):
+        """Returns the bytes of the largest thing between two modules."""
+        local = self._strategy.experimental_local_results(x)[0]
+        if (part, local.shape) not in self._sizes:
+            shape = tuple(local.shape)
+            largest = math.prod(shape)
+            for module in self.chain[part.start :]:
+                shape = module.model.compute_output_shape(shape)
+                largest = max(largest, math.prod(shape))
+            self._sizes[part, local.shape] = 4 * largest
+        return self._sizes[part, local.shape]
 
-    def _batch(self, j, *chunk):
-        """Returns batch j of a chunk, on each replica its own."""
+    # The statistics of batch normalization, estimated anew.
+
+    def _estimate_unperturbed(self, state):
+        """Sets the statistics of the modules at the end point."""
+        sums = collections.defaultdict(float)
+        for x, _, weights in self._each_batch(self._statistics_batches):
+            for m, module in enumerate(self._modules):
+                x, found = module.fixed(state, x, mode="training")
+                if module.num_statistics:
+                    sums[m] += self._over_full(found, weights)
+        for m, module in enumerate(self._modules):
+            if module.num_statistics:
+                state.set_statistics(m, _mean_statistics(sums[m])[0])
+
+    def _estimate(self, state, points):
+        """Returns {(part, m): statistics float32 [P, S]}, {} if stored."""
+        if self._statistics_batches is None:
+            return {}
+        sums = {
+            (part, m): np.zeros((len(own[0]), 1 + module.num_statistics))
+            for part, own in points.items()
+            for m, module in enumerate(self._modules)
+            if m >= part.start and module.num_statistics
+        }
+        for x, _, weights in self._each_batch(self._statistics_batches):
+            for part, entering in self._entering(state, points, x, True):
+                for piece in self._pieces(part, len(points[part][0]), entering):
+                    seen = self._statistics_after(
+                        state, part, points[part], piece, entering
+                    )
+                    for m, found in seen:
+                        sums[part, m][piece] += self._over_full(found, weights)
+        return {key: _mean_statistics(total) for key, total in sums.items()}
+
+    def _statistics_after(self, state, part, points, piece, x):
+        """Yields (m, statistics [P, S]) of the part's and later modules."""
+        count = piece.stop - piece.start
+        for m in range(part.start, len(self.chain)):
+            module = self._modules[m]
+            if m in part:
+                shared = m == part.start
+                x, found = module.perturbed(
+                    state, points, piece, x, shared, mode="training"
+                )
+            else:
+                x, found = module.fixed(state, x, count, mode="training")
+            if module.num_statistics:
+                yield m, found
+
+    def _over_full(self, statistics, weights):
+        """Sums [P, 1 + S] over replicas whose batch is full: 1, statistics."""
+        found = replicas.gather(
+            self._strategy, [s[None] for s in self._local(statistics)], 0
+        )
+        real = replicas.gather(
+            self._strategy, [w[None] for w in self._local(weights)], 0
+        )
+        full = np.all(real > 0, axis=1).astype(np.float64)
+        ones = np.ones((*found.shape[:2], 1))
+        found = np.concatenate([ones, found], axis=-1)
+        return np.einsum("r,rps->ps", full, found)
+
+    def _local(self, value):
+        return list(self._strategy.experimental_local_results(value))
+
+    # On each replica.
+
+    def _take(self, j, *chunk):
         return self._strategy.run(
             lambda *tensors: tuple(tensor[j] for tensor in tensors), args=chunk
         )
 
-    def _compiled_advance(self, m, x):
-        """Returns a function: what enters module m -> what leaves it."""
-        if m not in self._advances:
+    def _measure(self, y, targets, weights):
+        """Returns sums [1, P, 1 + Q] and outputs [P, b, C], float32."""
 
-            def advance(*arguments):
-                return self._strategy.run(self._call_module[m], args=arguments)
+        def on_replica(y, targets, weights):
+            y = tf.cast(y, tf.float32)
+            y = tf.reshape(y, [-1, tf.shape(weights)[0], *y.shape[1:]])
+            sums = tf.map_fn(
+                lambda one: weighted_sums(self._means, targets, one, weights),
+                y,
+            )
+            return sums[None], y
 
-            self._advances[m] = tf.function(
-                advance,
-                [
-                    self._modules[m].spec,
-                    tf.type_spec_from_value(x),
-                ],
-            ).get_concrete_function()
-        return self._advances[m]
+        return self._strategy.run(on_replica, args=(y, targets, weights))
 
-    def _compiled_measure(self, part, batch):
-        """Returns a function that does `_measure` for a part."""
-        if part not in self._measures:
-            own = self._modules[part.start : part.stop]
-            signature = [
-                [tf.TensorSpec([None, m.size]) for m in own],
-                [m.spec for m in self._modules[part.stop :]],
-                tf.TensorSpec([None], tf.int32),
-                tf.TensorSpec([None]),
-                tf.TensorSpec([None]),
-                tf.TensorSpec([None], tf.int32),
-                *map(tf.type_spec_from_value, batch),
-            ]
-            self._measures[part] = tf.function(
-                functools.partial(self._measure, part), signature
-            ).get_concrete_function()
-        return self._measures[part]
 
-    def _measure(self, part, flats, after, k, f, sigma, seeds, *batch):
-        """Measures one batch at some perturbations.
+class _State:
+    """The polyline's corners and the end point, on the devices.
+
+    Args:
+        modules: list of `_CompiledModule`.
+        flats: each module's share of the K vectors, float32 [K, D].
+        end: int, which of the vectors is the end point.
+        strategy: `tf.distribute.Strategy`.
+    """
+
+    def __init__(self, modules, flats, end, strategy):
+        self._modules = modules
+        self._strategy = strategy
+        self.corners = [self._on_replicas(flat) for flat in flats]
+        self.end = [self._on_replicas(flat[end]) for flat in flats]
+        self._flat = [flat[end].copy() for flat in flats]
+
+    def set_statistics(self, m, statistics):
+        """Gives module m other statistics, float [S], at the end point."""
+        flat = self._modules[m].with_statistics(self._flat[m], statistics)
+        self.end[m] = self._on_replicas(flat)
+
+    def _on_replicas(self, array):
+        # Copied to the devices once, not for each call.
+        return self._strategy.run(tf.identity, args=(tf.constant(array),))
+
+
+class _CompiledModule:
+    """One module, as functions of its weights and of what enters it.
+
+    P perturbations go through together: what enters and leaves holds P batches
+    of b examples, [P b, ...] on each replica. Batch normalization has one of
+    three modes: "stored", its statistics are weights like others; "training",
+    it looks at each batch of b, and what it sees is returned; "given", each
+    perturbation has statistics of its own.
+
+    Args:
+        model: the whole `keras.Model`.
+        module: `models.Module`.
+        number: int, its position in the chain.
+        strategy: `tf.distribute.Strategy`.
+        jit_compile: see `ModuleLoss`.
+
+    Attributes:
+        flat: `FlatWeights`.
+        num_statistics: int, S, the numbers that batch normalization estimates.
+    """
+
+    def __init__(self, model, module, number, strategy, jit_compile):
+        self._model = module.model
+        self._number = number
+        self._strategy = strategy
+        self.flat = FlatWeights(model, module.variables)
+        # Frozen ones do not look at batches.
+        self._batch_norms = [
+            layer for layer in batch_norms(module.model) if layer.trainable
+        ]
+        self._estimated = [
+            variable
+            for layer in self._batch_norms
+            for variable in (layer.moving_mean, layer.moving_variance)
+        ]
+        self._places = self.flat.places(self._estimated)
+        self.num_statistics = len(self._places)
+        self._call = tf.function(
+            self._call, jit_compile=jit_argument(jit_compile)
+        )
+        self._functions = {}
+
+    def with_statistics(self, flat, statistics):
+        """Returns a vector float32 [D] with other statistics [S]."""
+        flat = np.array(flat)
+        flat[self._places] = statistics
+        return flat
+
+    def fixed(self, state, x, count=1, mode="stored", statistics=None):
+        """Applies the module with the end point's weights.
 
         Args:
-            part: the `range`.
-            flats: the vectors' shares of the part's modules, [K, D] each.
-            after: the tensors of each module after the part.
-            k: as `Perturbations.expand` returns it, like f, sigma, seeds.
-            f: likewise.
-            sigma: likewise.
-            seeds: likewise.
-            *batch: what enters the part, targets and weights.
+            state: `_State`.
+            x: what enters.
+            count: int, P.
+            mode: see the class.
+            statistics: float32 [P, S] for "given".
 
         Returns:
-            Of each of this worker's replicas, sums [1, P, 1 + Q] and outputs
-            [P, b, C] (an empty list if nobody wants them), float32.
+            What leaves; and, in mode "training", statistics float32 [P, S].
         """
-        num_points = tf.shape(seeds)[0]
-        sums = replicas.arrays(self._strategy, num_points)
-        outputs = replicas.arrays(self._strategy, num_points)
-        own = self._modules[part.start : part.stop]
-        # Kept from one perturbation to the next, as they seldom change.
-        noise, drawn = [tf.zeros([m.size]) for m in own], seeds[0] - 1
-        noiseless = [_between(flat, k[0], f[0]) for flat in flats]
-        # Copied to the devices once, not for each perturbation.
-        after = self._strategy.run(
-            lambda tensors: tf.nest.map_structure(tf.identity, tensors),
-            args=(after,),
+        end = state.end[self._number]
+        if mode == "stored" or not self.num_statistics:
+            return self._function(self._together)(end, x), None
+        function = self._function(self._fixed, mode)
+        return function(end, x, self._each_ones(statistics, count))
+
+    def perturbed(
+        self, state, points, piece, x, shared, mode="stored", statistics=None
+    ):
+        """Applies the module with the perturbations' weights.
+
+        Args:
+            state: `_State`.
+            points: arrays, as `Perturbations.expand` returns them.
+            piece: slice of them, P long.
+            x: what enters.
+            shared: bool, whether x is one batch [b, ...], the same for all.
+            mode: see the class.
+            statistics: float32 [P, S] for "given".
+
+        Returns:
+            As `fixed`.
+        """
+        k, f, sigma, seeds = (array[piece] for array in points)
+        # Drawn once for the perturbations that share their noise, and not for
+        # those without.
+        drawn, found = np.unique(seeds[sigma > 0], return_inverse=True)
+        which = np.zeros(len(seeds), np.int64)
+        which[sigma > 0] = found
+        if not self.num_statistics:
+            mode = "stored"
+        return self._function(self._perturbed, mode, shared)(
+            state.corners[self._number],
+            x,
+            self._each_ones(statistics, len(k)),
+            *map(tf.constant, (k, f, sigma, which, drawn)),
         )
-        for p in tf.range(num_points):
-            if sigma[p] > 0 and seeds[p] != drawn:
-                noise = [self._modules[m].noise(seeds[p], m) for m in part]
-                drawn = seeds[p]
-            last = tf.maximum(p - 1, 0)
-            if k[p] != k[last] or f[p] != f[last]:
-                noiseless = [_between(flat, k[p], f[p]) for flat in flats]
-            perturbed = [
-                noiseless[i] + sigma[p] * noise[i] for i in range(len(own))
-            ]
-            row, output = self._strategy.run(
-                functools.partial(self._measure_on_replica, part),
-                args=(perturbed, after, *batch),
+
+    def _each_ones(self, statistics, count):
+        """Returns each perturbation's statistics, float32 [P, S]."""
+        if statistics is None:
+            statistics = np.zeros((count, self.num_statistics))
+        return tf.constant(statistics, tf.float32)
+
+    def _function(self, method, *options):
+        """Returns a method, compiled, with the last arguments given."""
+        key = method.__name__, *options
+        if key not in self._functions:
+            function = functools.partial(method, *options)
+            signature = None
+            # One trace for any P; XLA and replicas need it static.
+            if not has_accelerator() and (
+                self._strategy.num_replicas_in_sync == 1
+            ):
+                entering = self._model.input
+                signature = [
+                    tf.TensorSpec([None] * (1 + (method == self._perturbed))),
+                    tf.TensorSpec([None, *entering.shape[1:]], entering.dtype),
+                    tf.TensorSpec([None, self.num_statistics]),
+                    tf.TensorSpec([None], tf.int32),
+                    tf.TensorSpec([None]),
+                    tf.TensorSpec([None]),
+                    tf.TensorSpec([None], tf.int64),
+                    tf.TensorSpec([None], tf.int32),
+                ]
+                used = {"_together": 2, "_fixed": 3}
+                signature = signature[: used.get(method.__name__, 8)]
+            self._functions[key] = tf.function(function, signature)
+        return self._functions[key]
+
+    def _together(self, end, x):
+        def on_replica(flat, x):
+            return self._call(self.flat.split(flat), x, False)[0]
+
+        return self._strategy.run(on_replica, args=(end, x))
+
+    def _fixed(self, mode, end, x, statistics):
+        def on_replica(flat, x):
+            return self._loop(lambda p: flat, x, statistics, mode)
+
+        return self._strategy.run(on_replica, args=(end, x))
+
+    def _perturbed(
+        self, mode, shared, corners, x, statistics, k, f, sigma, which, drawn
+    ):
+        def on_replica(corners, x):
+            noise = tf.map_fn(
+                lambda seed: self.flat.noise(seed, self._number),
+                drawn,
+                fn_output_signature=tf.TensorSpec([self.flat.size]),
             )
-            sums = replicas.write(self._strategy, sums, p, row)
-            if self._whole is not None:
-                outputs = replicas.write(self._strategy, outputs, p, output)
-        sums = [array.stack()[None] for array in sums]
-        if self._whole is None:
-            return sums, []
-        return sums, [array.stack() for array in outputs]
 
-    def _measure_on_replica(self, part, flats, after, x, targets, weights):
-        """Returns sums [1 + Q] and outputs [b, C], float32."""
-        y = x
-        for flat, m in zip(flats, part, strict=True):
-            y = self._call_module[m](self._modules[m].split(flat), y)
-        for tensors, m in zip(
-            after, range(part.stop, len(self.chain)), strict=True
-        ):
-            y = self._call_module[m](tensors, y)
-        y = tf.cast(y, tf.float32)
-        return weighted_sums(self._means, targets, y, weights), y
+            def weights(p):
+                flat = _between(corners, k[p], f[p])
+                return tf.cond(
+                    sigma[p] > 0,
+                    lambda: flat + sigma[p] * noise[which[p]],
+                    lambda: flat,
+                )
 
-    def _call(self, m, weights, x):
-        """Returns what leaves module m, if such are its weights."""
-        module, own = self.chain[m].model, self._modules[m]
+            return self._loop(weights, x, statistics, mode, shared)
+
+        return self._strategy.run(on_replica, args=(corners, x))
+
+    def _loop(self, weights, x, statistics, mode, shared=False):
+        """Applies the module P times, each time with weights of its own."""
+        count = tf.shape(statistics)[0]
+        if not shared:
+            size = tf.shape(x)[0] // count
+            x = tf.reshape(x, tf.concat([[count, size], tf.shape(x)[1:]], 0))
+
+        def once(p):
+            flat = weights(p)
+            if mode == "given":
+                flat = tf.tensor_scatter_nd_update(
+                    flat, self._places[:, None], statistics[p]
+                )
+            return self._call(
+                self.flat.split(flat), x if shared else x[p], mode == "training"
+            )
+
+        leaving = self._model.output
+        y, seen = tf.map_fn(
+            once,
+            tf.range(count),
+            parallel_iterations=1,
+            fn_output_signature=(
+                tf.TensorSpec([None, *leaving.shape[1:]], leaving.dtype),
+                tf.TensorSpec([self.num_statistics]),
+            ),
+        )
+        y = tf.reshape(y, tf.concat([[-1], tf.shape(y)[2:]], 0))
+        return tf.ensure_shape(y, [None, *leaving.shape[1:]]), seen
+
+    def _call(self, weights, x, training):
+        """Returns what leaves, if such are the weights, and statistics [S]."""
         value = {
             id(v): tensor
-            for v, tensor in zip(own.variables, weights, strict=True)
+            for v, tensor in zip(self.flat.variables, weights, strict=True)
         }
         # Neither counters nor the states of random number generators matter
         # here; these are the model's.
         trainable, others = (
             [value.get(id(v), v.value) for v in variables]
             for variables in (
-                module.trainable_variables,
-                module.non_trainable_variables,
+                self._model.trainable_variables,
+                self._model.non_trainable_variables,
             )
         )
-        return module.stateless_call(trainable, others, x, training=False)[0]
+        with no_momentum(self._batch_norms):
+            y, updated = self._model.stateless_call(
+                trainable, others, x, training=training
+            )
+        new = dict(
+            zip(
+                map(id, self._model.non_trainable_variables),
+                updated,
+                strict=True,
+            )
+        )
+        seen = [tf.reshape(new[id(v)], [-1]) for v in self._estimated]
+        return y, tf.concat([*seen, tf.zeros(0)], 0)
 
 
 @gin.configurable
-def dataset_suffixes(
+def examples_modules(
     model,
-    dataset,
+    examples,
     split: schema.Split = "train",
+    batch_norm: BatchNorm = "reestimate",
     num_examples: schema.Count | None = None,
     with_auc: bool = True,
     batch_size: schema.Count = 256,
@@ -567,141 +796,116 @@ def dataset_suffixes(
     memory_budget: schema.NotNegative = 4.0,
     jit_compile: bool | None = None,
 ):
-    """Returns the `Suffixes` of a data set's loss, accuracy, error and AUC.
+    """Returns the `ModuleLoss` of loss, accuracy, error and AUC on examples.
 
-    The columns are those of `dataset_surface`, and error, the 0-1 error: 1 -
+    The columns are those of `examples_surface`, and error, the 0-1 error: 1 -
     accuracy, and 1 for an example whose logits are not finite.
 
     Args:
-        model: see `Suffixes`.
-        dataset: `data.Dataset` with as many classes as the model has outputs.
+        model: `keras.Model` giving logits, see `ModuleLoss`.
+        examples: `data.Examples` with as many classes as the model has outputs.
         split: "train" (without augmentation) or "test".
+        batch_norm: see `examples_surface`.
         num_examples: int, examples drawn without replacement; None for all.
         with_auc: bool, whether to compute the AUC of multi-label data.
         batch_size: int, examples at a time on each device, at most.
-        strategy: see `Suffixes`.
-        memory_budget: see `Suffixes`.
-        jit_compile: see `Suffixes`.
+        strategy: see `ModuleLoss`.
+        memory_budget: see `ModuleLoss`.
+        jit_compile: see `ModuleLoss`.
 
     Raises:
         UserError: if model and data do not fit.
     """
-    if num_examples is not None:
-        dataset = _draw(dataset, split, num_examples)
     strategy = strategy or default_strategy()
-    examples = dataset_examples(model, dataset, split, batch_size, strategy)
-    examples["means"]["error"] = functools.partial(
-        _error, dataset.info.multi_label
+    drawn = examples
+    if num_examples is not None:
+        drawn = examples.draw(split, num_examples, seed=0)
+    arguments = evaluated(model, drawn, split, batch_size, strategy)
+    arguments["means"]["error"] = functools.partial(
+        _error, examples.multi_label
     )
     if not with_auc:
-        examples["whole"] = None
-    return Suffixes(
+        arguments["whole"] = None
+    return ModuleLoss(
         model,
-        **examples,
+        **arguments,
+        statistics_batches=statistics_batches(
+            model, examples, batch_norm, batch_size
+        ),
         strategy=strategy,
         memory_budget=memory_budget,
         jit_compile=jit_compile,
     )
 
 
-def subject_suffixes(subjects, split, with_auc=True):
-    """Returns the `Suffixes` that serve all trained subjects.
-
-    Args:
-        subjects: `Subjects`, of one architecture.
-        split: "train" or "test".
-        with_auc: see `dataset_suffixes`.
-
-    Raises:
-        UserError: if there is none trained on the target, or they do not fit
-            the dataset.
-    """
-    models = subjects.trained()
-    if not models:
-        raise UserError(
-            "There is no model trained on the target among the subjects; name "
-            "some in Subjects.runs."
-        )
-    return dataset_suffixes(
-        subjects.model(models[0]),
-        subjects.dataset,
-        split,
-        with_auc=with_auc,
-        strategy=subjects.strategy,
-    )
-
-
-class Checkpoints(collections.abc.Sequence):
-    """The weights of one run at several epochs, read when they are asked for.
-
-    Args:
-        run: the `runs.Run`.
-        epochs: list of int, in order.
-
-    Attributes:
-        epochs: list of int.
-    """
-
-    def __init__(self, run, epochs):
-        self.epochs = list(epochs)
-        self._run = run
-        self._model = None
-
-    def __len__(self):
-        return len(self.epochs)
-
-    def __getitem__(self, index):
-        """Returns a list of arrays, as `model.get_weights()` gives them.
-
-        Raises:
-            UserError: naming the checkpoint if it is damaged.
-        """
-        epoch = self.epochs[index]
-        if self._model is None:
-            self._model = self._run.load_model(epoch)
-        else:
-            # Another checkpoint of a run fits the same model.
-            checkpoint = tf.train.Checkpoint(model=self._model)
-            self._run.restore(checkpoint, epoch).expect_partial()
-        return [np.asarray(w) for w in self._model.get_weights()]
-
-
 class _Found:
-    """What one pass finds about the perturbations of a part."""
+    """What one pass finds about the perturbations of a part, piece by piece."""
 
     def __init__(self, means):
         self._means = means
-        self._sums = 0.0
-        self._outputs = []
+        self._sums, self._outputs = {}, collections.defaultdict(list)
 
-    def add(self, sums, outputs, real):
+    def add(self, piece, sums, outputs, real):
         """Adds a batch: sums [P, 1 + Q], outputs [P, b, C], real bool [b]."""
-        self._sums = self._sums + sums
+        key = piece.start, piece.stop
+        for p, row in zip(range(*key), sums, strict=True):
+            self._sums[p] = self._sums.get(p, 0.0) + row
         if outputs is not None:
-            self._outputs.append(outputs[:, real])
+            for p, output in zip(range(*key), outputs, strict=True):
+                self._outputs[p].append(output[real])
 
     def numbers(self, whole, targets):
         """Returns each perturbation's {name: float}."""
+        rows = [self._sums[p] for p in sorted(self._sums)]
         numbers = [
-            dict(zip(self._means, map(float, row), strict=True))
-            for row in self._sums[:, 1:] / self._sums[:, :1]
+            dict(zip(self._means, map(float, row[1:] / row[0]), strict=True))
+            for row in rows
         ]
         if whole is None:
             return numbers
         targets = np.concatenate(targets)
-        outputs = np.concatenate(self._outputs, axis=1)
         return [
-            row | whole(targets, output)
-            for row, output in zip(numbers, outputs, strict=True)
+            row | whole(targets, np.concatenate(self._outputs[p]))
+            for p, row in enumerate(numbers)
         ]
 
 
-def _todo(names, arrays, results):
+def _names(key, flats, end, arrays):
+    """Returns what identifies each perturbation, {part: list of str}.
+
+    Args:
+        key: str, what else the numbers depend on.
+        flats: each module's share of the K vectors, float32 [K, D].
+        end: int, which of them is the end point.
+        arrays: {part: as `Perturbations.expand` returns them}.
+    """
+    digests = [[_digest(row) for row in flat] for flat in flats]
+    names = {}
+    for part, points in arrays.items():
+        rest = [d[end] for m, d in enumerate(digests) if m not in part]
+        names[part] = []
+        for k, f, sigma, seed in zip(*points, strict=True):
+            own = [digests[m][k] for m in part]
+            # Without a way to go its direction does not matter, nor does the
+            # seed without noise.
+            own += [digests[m][k + 1] for m in part if f]
+            noise = [sigma, seed] if sigma else []
+            told = [key, list(part), rest, own, f, noise]
+            names[part].append(_digest(json.dumps(told, default=float)))
+    return names
+
+
+def _todo(names, arrays, evaluations):
     """Returns the rows to evaluate, int [n], each name's first one only."""
     rows = {n: row for row, n in reversed(list(enumerate(names)))}
-    rows = np.array([r for n, r in rows.items() if n not in results], int)
+    rows = np.array([r for n, r in rows.items() if n not in evaluations], int)
     # One draw of noise serves the perturbations that follow each other.
     return rows[np.argsort(arrays[-1][rows], kind="stable")]
+
+
+def _mean_statistics(sums):
+    """Returns statistics float32 [P, S] from sums [P, 1 + S] of 1 and them."""
+    return (sums[:, 1:] / sums[:, :1]).astype(np.float32)
 
 
 def _between(corners, k, f):
@@ -711,19 +915,10 @@ def _between(corners, k, f):
     return (1 - f) * corners[k] + f * corners[second]
 
 
-def _draw(dataset, split, num_examples):
-    source = getattr(dataset, split)
-    order = np.random.RandomState(0).permutation(len(source))[:num_examples]
-    info = dataclasses.replace(dataset.info, **{f"num_{split}": len(order)})
-    return dataclasses.replace(
-        dataset, info=info, **{split: source.select(np.sort(order))}
-    )
-
-
 def _error(multi_label, targets, logits):
-    hits = objectives.example_hits(targets, logits, multi_label)
+    right = objectives.example_accuracy(targets, logits, multi_label)
     finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
-    return tf.where(finite, 1 - hits, 1.0)
+    return tf.where(finite, 1 - right, 1.0)
 
 
 def _digest(content):

@@ -8,24 +8,25 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.errors import UserError
+from keras_transfer.models.weights import parameters
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Points:
     """Points of parameter space, described compactly.
 
-    In module m, point p has the weights
+    Point p has the weights
 
-        sum_k coefficients[p, m, k] weights[k] + sigma[p, m] u,   u ~ N(0, I),
+        sum_k coefficients[p, k] weights[k] + sigma[p] u,   u ~ N(0, I),
 
-    where u is a function of seeds[p] and m: points of one seed share their
-    noise up to its scale (common random numbers). Only trainable weights get
-    noise, not batch statistics.
+    where u is a function of seeds[p]: points of one seed share their noise up
+    to its scale (common random numbers). Only trainable weights get noise, not
+    frozen ones or batch statistics.
 
     Attributes:
-        coefficients: float [P, K], the same in all modules, or [P, M, K].
-        sigma: float [P] or [P, M], standard deviation of the noise on every
-            coordinate; None for none.
+        coefficients: float [P, K].
+        sigma: float [P], standard deviation of the noise on every coordinate;
+            None for none.
         seeds: int [P]; None for zeros.
     """
 
@@ -36,15 +37,14 @@ class Points:
     def __len__(self):
         return len(self.coefficients)
 
-    def expand(self, num_modules, num_vectors):
+    def expand(self, num_vectors):
         """Returns the arrays with nothing left out.
 
         Args:
-            num_modules: M.
             num_vectors: K.
 
         Returns:
-            list: coefficients float32 [P, M, K], sigma float32 [P, M] and seeds
+            list: coefficients float32 [P, K], sigma float32 [P] and seeds
             int32 [P].
 
         Raises:
@@ -53,52 +53,59 @@ class Points:
         count = len(self)
         sigma = np.zeros(count) if self.sigma is None else self.sigma
         seeds = np.zeros(count) if self.seeds is None else self.seeds
-        coefficients = np.asarray(self.coefficients, np.float32)
-        sigma = np.asarray(sigma, np.float32)
-        if coefficients.ndim == 2:
-            coefficients = np.repeat(coefficients[:, None], num_modules, axis=1)
-        if sigma.ndim == 1:
-            sigma = np.repeat(sigma[:, None], num_modules, axis=1)
-        arrays = [coefficients, sigma, np.asarray(seeds, np.int32)]
-        shapes = [(count, num_modules, num_vectors), (count, num_modules)]
-        if not count or [a.shape for a in arrays] != [*shapes, (count,)]:
+        arrays = [
+            np.asarray(self.coefficients, np.float32),
+            np.asarray(sigma, np.float32),
+            np.asarray(seeds, np.int32),
+        ]
+        shapes = [(count, num_vectors), (count,), (count,)]
+        if not count or [a.shape for a in arrays] != shapes:
             raise UserError(
-                "Points need coefficients [P, K] or [P, M, K], sigma [P] or "
-                f"[P, M], and seeds [P], with K = {num_vectors} vectors and "
-                f"M = {num_modules} modules. Received: coefficients "
+                "Points need coefficients [P, K], sigma [P] and seeds [P], "
+                f"with K = {num_vectors} vectors. Received: coefficients "
                 f"{np.shape(self.coefficients)}, sigma {np.shape(sigma)}, "
                 f"seeds {np.shape(seeds)}."
             )
         return arrays
 
 
-class FlatModule:
-    """One module's weights as one flat vector, the trained ones first.
+class FlatWeights:
+    """The weights of a model, or of a part of it, as one flat vector.
 
-    Counters and the like cannot be combined and are left out.
+    First come the trainable weights, then frozen ones, then what is no
+    parameter: the statistics of normalization layers. Counters and the like
+    cannot be combined and are left out.
 
     Args:
         model: `keras.Model` whose `get_weights` lists all weights.
-        variables: list of `keras.Variable`, the module's.
+        variables: list of `keras.Variable`, the part's; None for all.
 
     Attributes:
         variables: list of `keras.Variable`, in the vector's order.
         positions: list of int, where they stand in `model.weights`.
         num_trained: int, the trainable weights, which alone get noise.
+        num_parameters: int, these and the frozen ones.
     """
 
-    def __init__(self, model, variables):
+    def __init__(self, model, variables=None):
         position = {id(v): i for i, v in enumerate(model.weights)}
+        is_parameter = parameters(model)
+
+        def rank(variable):
+            if variable.trainable:
+                return 0
+            return 1 if is_parameter[position[id(variable)]] else 2
+
+        chosen = model.weights if variables is None else variables
         self.variables = sorted(
-            (v for v in variables if tf.as_dtype(v.dtype).is_floating),
-            key=lambda v: not v.trainable,
+            (v for v in chosen if tf.as_dtype(v.dtype).is_floating), key=rank
         )
         self.positions = [position[id(v)] for v in self.variables]
         self._sizes = [math.prod(v.shape) for v in self.variables]
-        self.num_trained = sum(
-            size
-            for v, size in zip(self.variables, self._sizes, strict=True)
-            if v.trainable
+        ranks = [rank(v) for v in self.variables]
+        self.num_trained, self.num_parameters = (
+            sum(s for s, r in zip(self._sizes, ranks, strict=True) if r <= most)
+            for most in (0, 1)
         )
 
     @property
@@ -118,22 +125,31 @@ class FlatModule:
 
     def split(self, flat):
         """Returns a tensor for each of `variables` from the vector [D]."""
-        parts = tf.split(flat, self._sizes)
+        parts = tf.split(flat, self._sizes) if self._sizes else []
         return [
             tf.cast(tf.reshape(part, v.shape), v.dtype)
             for v, part in zip(self.variables, parts, strict=True)
         ]
 
-    def noise(self, seed, module):
+    def places(self, variables):
+        """Returns where some of `variables` lie in the vector, int [n]."""
+        ends = np.cumsum([0, *self._sizes])
+        at = {id(v): i for i, v in enumerate(self.variables)}
+        ranges = [
+            np.arange(ends[at[id(v)]], ends[at[id(v)] + 1]) for v in variables
+        ]
+        return np.concatenate([np.zeros(0, int), *ranges])
+
+    def noise(self, seed, stream):
         """Returns noise float32 [D]: N(0, 1), and 0 for what is not trained.
 
         Args:
             seed: int32 tensor [].
-            module: int, the module's number, so that each has its own.
+            stream: int, so that each part of a model has its own noise.
         """
         # Named, as the default differs from device to device.
         noise = tf.random.stateless_normal(
-            [self.num_trained], [seed, module], alg="philox"
+            [self.num_trained], [seed, stream], alg="philox"
         )
         return tf.concat([noise, tf.zeros([self.size - self.num_trained])], 0)
 
@@ -144,49 +160,33 @@ class WeightSpace:
     Args:
         model: `keras.Model` whose weights are meant.
         weights: K lists of arrays, each as `model.get_weights()` gives them.
-        modules: M lists of variables that together hold all of `model.weights`
-            once; None for one module.
         strategy: `tf.distribute.Strategy` on whose devices the vectors lie.
 
     Raises:
-        UserError: if weights or modules do not fit the model, or a weight is
-            not finite.
+        UserError: if weights do not fit the model, or one is not finite.
     """
 
-    def __init__(self, model, weights, modules, strategy):
+    def __init__(self, model, weights, strategy):
         check_weights(model, weights)
-        _check_modules(model, modules)
         self.num_vectors = len(weights)
-        self._modules = [
-            FlatModule(model, module) for module in modules or [model.weights]
-        ]
+        self._flat = FlatWeights(model)
         # Counters are the first vector's.
-        combined = {i for m in self._modules for i in m.positions}
         self._fixed = {
             i: np.asarray(array)
             for i, array in enumerate(weights[0])
-            if i not in combined
+            if i not in set(self._flat.positions)
         }
-        # One flat matrix a module: few operations make a point's weights.
-        flat = [
-            np.stack([module.flatten(w) for w in weights])
-            for module in self._modules
-        ]
+        flat = np.stack([self._flat.flatten(w) for w in weights])
         with strategy.scope():
-            self._stored = [tf.Variable(f, trainable=False) for f in flat]
+            self._stored = tf.Variable(flat, trainable=False)
         self._digest = hashlib.blake2b(digest_size=16)
-        for array in (*flat, *self._fixed.values()):
+        for array in (flat, *self._fixed.values()):
             self._digest.update(np.ascontiguousarray(array))
 
     @property
-    def num_modules(self):
-        """M, the modules that points treat differently."""
-        return len(self._modules)
-
-    @property
-    def num_parameters(self):
-        """The number of trainable weights."""
-        return sum(module.num_trained for module in self._modules)
+    def num_trained(self):
+        """The number of trainable weights, which alone get noise."""
+        return self._flat.num_trained
 
     def gram(self):
         """Returns inner products of the vectors, the first one subtracted.
@@ -195,36 +195,36 @@ class WeightSpace:
         of the sum of c_k times vector k.
 
         Returns:
-            float64 [K, K], over trainable weights.
+            float64 [K, K], over parameters, frozen ones included.
         """
-        gram = np.zeros((self.num_vectors, self.num_vectors))
-        for module, stored in zip(self._modules, self._stored, strict=True):
-            vectors = stored.numpy()[:, : module.num_trained]
-            vectors = (vectors - vectors[:1]).astype(np.float64)
-            gram += vectors @ vectors.T
-        return gram
+        vectors = self._stored.numpy()[:, : self._flat.num_parameters]
+        vectors = (vectors - vectors[:1]).astype(np.float64)
+        return vectors @ vectors.T
 
     def combine(self, coefficients, sigma, seed):
         """Makes the weights of one point, in a `tf.function` or without.
 
         Args:
-            coefficients: float32 tensor [M, K].
-            sigma: float32 tensor [M].
+            coefficients: float32 tensor [K].
+            sigma: float32 tensor [].
             seed: int32 tensor [].
 
         Returns:
             list of tensors, in the order of `model.weights`.
         """
+        # Products, not a matrix product: these are exact where coefficients
+        # are 0 and 1, whatever precision a device gives to the latter.
+        rows = [
+            coefficients[k] * self._stored[k] for k in range(self.num_vectors)
+        ]
+        flat = tf.add_n(rows)
+        flat = tf.cond(
+            sigma > 0,
+            lambda: flat + sigma * self._flat.noise(seed, 0),
+            lambda: flat,
+        )
         values = {i: tf.constant(array) for i, array in self._fixed.items()}
-        for m, module in enumerate(self._modules):
-            # Products, not a matrix product: these are exact where coefficients
-            # are 0 and 1, whatever precision a device gives to the latter.
-            rows = [
-                coefficients[m, k] * self._stored[m][k]
-                for k in range(self.num_vectors)
-            ]
-            flat = self._add_noise(tf.add_n(rows), m, sigma[m], seed)
-            values |= zip(module.positions, module.split(flat), strict=True)
+        values |= zip(self._flat.positions, self._flat.split(flat), strict=True)
         return [values[i] for i in range(len(values))]
 
     def names(self, points, salt=""):
@@ -243,17 +243,10 @@ class WeightSpace:
         for coefficients, sigma, seed in zip(*points, strict=True):
             digest = start.copy()
             # Without noise its seed does not matter.
-            for array in (coefficients, sigma, seed * np.any(sigma)):
+            for array in (coefficients, sigma, seed * (sigma > 0)):
                 digest.update(np.ascontiguousarray(array))
             names.append(digest.hexdigest())
         return names
-
-    def _add_noise(self, flat, m, sigma, seed):
-        return tf.cond(
-            sigma > 0,
-            lambda: flat + sigma * self._modules[m].noise(seed, m),
-            lambda: flat,
-        )
 
 
 def check_weights(model, weights):
@@ -280,16 +273,3 @@ def check_weights(model, weights):
                 f"Weight vector {k} of model '{model.name}' holds values that "
                 "are not finite; leave out the run that diverged."
             )
-
-
-def _check_modules(model, modules):
-    if modules is None:
-        return
-    received = sorted(id(v) for module in modules for v in module)
-    if received != sorted(id(v) for v in model.weights):
-        raise UserError(
-            f"Modules must hold each weight of model '{model.name}' once. "
-            f"Received: {len(modules)} modules with {len(received)} variables "
-            f"for {len(model.weights)} weights; take them from "
-            "models.module_chain."
-        )
