@@ -12,9 +12,17 @@ import pytest
 import tensorflow as tf
 import written_runs
 
-from keras_transfer import analysis, data, models, training
-from keras_transfer.analysis import analyze
+from keras_transfer import data, models, training
+from keras_transfer.analysis import all as _all  # noqa: F401, to bind them
+from keras_transfer.analysis.analyze import analyze
+from keras_transfer.analysis.output import Output
 from keras_transfer.files import write_text
+from keras_transfer.landscape.loss_surface import examples_surface
+from keras_transfer.landscape.module_loss import (
+    Perturbations,
+    examples_modules,
+)
+from keras_transfer.landscape.weight_space import Points
 from keras_transfer.training import loop
 
 STRATEGIES = {
@@ -97,7 +105,7 @@ def run_analyses(root, work_dir, strategy):
         gin.clear_config()
         gin.parse_config(
             f"{STRATEGIES[strategy]}\n{SMALL}\n"
-            f"Subjects.runs = {runs!r}\nanalyze.analyses = [{references}]"
+            f"Models.models = {runs!r}\nanalyze.analyses = [{references}]"
         )
         analyze(work_dir)
     return {path.stem: pandas.read_csv(path) for path in work_dir.glob("*.csv")}
@@ -159,7 +167,7 @@ def analyzed(tmp_path_factory):
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         # They take longer than all else, and show what the tables hold.
-        patch.setattr(analysis.Output, "figure", lambda *_: None)
+        patch.setattr(Output, "figure", lambda *_: None)
         for strategy in STRATEGIES:
             with recording() as found[strategy]:
                 found[strategy].tables = run_analyses(
@@ -190,10 +198,10 @@ def test_two_devices_give_the_same_tables(analyzed, name):
             compare(one[table], two[table])
 
 
-# What each replica is given to do in: the loss surface; suffixes; logits; CKA.
+# What each replica is given to do in: the loss surface; modules; logits; CKA.
 SPREAD = {
     "LossSurface._measure_on_replica",
-    "Suffixes._measure_on_replica",
+    "ModuleLoss._measure.<locals>.on_replica",
     "Functional",
     "_Extractor.lister.<locals>.outputs",
 }
@@ -276,15 +284,15 @@ def test_statistics_of_batches_see_static_shapes():
         ]
     )
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    surface = analysis.dataset_surface(
+    surface = examples_surface(
         model,
         [model.get_weights()],
-        written_runs.digits(),
+        written_runs.digits().examples,
         batch_size=15,
         strategy=strategy,
     )
     with recording() as seen:
-        surface.evaluate(analysis.Points([[1.0]]))
+        surface.evaluate(Points([[1.0]]))
     assert "LossSurface._statistics_on_replica" in seen.shapes
     assert_static(seen.shapes)
 
@@ -326,17 +334,17 @@ def test_xla_compiles_all_that_replicas_do_in_analyses():
     ]
     found = []
     for wrap in (lambda fn: fn, compiled):
-        surface = analysis.dataset_surface(model, weights, dataset)
-        suffixes = analysis.dataset_suffixes(model, dataset)
+        surface = examples_surface(model, weights, dataset.examples)
+        modules = examples_modules(model, dataset.examples)
         part = range(1, 2)
-        moved = analysis.Perturbations(np.array([0.5]), np.array([0.1]))
+        moved = Perturbations(np.array([0.5]), np.array([0.1]))
         with recording(wrap):
             # XLA makes other normal noise of the same random bits.
-            points = analysis.Points([[0.5, 0.5]])
+            points = Points([[0.5, 0.5]])
             found.append(
                 [
                     surface.evaluate(points)["loss"],
-                    suffixes.evaluate(weights, 1, {part: moved})[part]["loss"],
+                    modules.evaluate(weights, 1, {part: moved})[part]["loss"],
                 ]
             )
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)

@@ -15,8 +15,9 @@ from hypothesis.extra import numpy as numpy_strategies
 
 from keras_transfer.analysis import Output, Points, barrier_height
 from keras_transfer.data import block_shuffle, channel_shuffle, pixel_shuffle
+from keras_transfer.files import write_text
 from keras_transfer.landscape.weight_space import WeightSpace
-from keras_transfer.runs import Run, write_text
+from keras_transfer.runs import Run
 
 # A deadline would measure the machine; the same examples in every run.
 properties = hypothesis.settings(

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from keras_transfer import data, models
+from keras_transfer import Models, data, models
 from keras_transfer.runs import Run
 
 build = functools.partial(models.fixup_resnet, widths=(4, 8))
@@ -46,16 +46,11 @@ def write_run(path, dataset, seed, start_seed=None, last=2, **arguments):
 
 def write_models(directory):
     """Writes two P-Ts of one start and two RI-Ts; returns the `Models`."""
-    from keras_transfer.analysis import Models
-
     dataset = digits()
     for i in range(2):
         write_run(directory / f"pt{i}", dataset, seed=i, start_seed=7)
         write_run(directory / f"rit{i}", dataset, seed=10 + i)
     return Models(models=named(directory))
-
-
-write_subjects = write_models
 
 
 def named(directory):
