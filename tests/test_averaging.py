@@ -1,21 +1,30 @@
+import pathlib
+
+import gin
 import keras
 import numpy as np
+import pandas
 import pytest
+import small_models
 import tensorflow as tf
 import written_runs
 from scipy import special
 
-from keras_transfer import models
-from keras_transfer.analysis import (
-    Output,
-    Subjects,
+from keras_transfer import (
+    Examples,
+    Models,
     averaging,
+    initialize_from,
     interpolation,
 )
-from keras_transfer.analysis.averaging import gain, greedy_soup
+from keras_transfer.analysis.analyze import analyze
+from keras_transfer.analysis.averaging import gains, greedy_soup
+from keras_transfer.analysis.declaration import declared
 from keras_transfer.errors import UserError
 from keras_transfer.export import export
 from keras_transfer.runs import Run
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_greedy_soup_by_hand():
@@ -40,29 +49,29 @@ def test_greedy_soup_by_hand():
 
 
 @pytest.fixture(scope="module")
-def subjects(tmp_path_factory):
-    return written_runs.write_subjects(tmp_path_factory.mktemp("runs"))
+def models(tmp_path_factory):
+    return written_runs.write_models(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
-def result(subjects, tmp_path_factory):
+def result(models, tmp_path_factory):
     path = tmp_path_factory.mktemp("averages")
-    return averaging(subjects, Output(path)), path
+    return averaging(models, path), path
 
 
-def logits(model, dataset):
-    images, targets, _ = next(iter(dataset.eval_batches(batch_size=797)))
+def logits(model, examples):
+    split = examples.split("test")
+    images, targets, _ = next(iter(split.batches(len(split))))
     outputs = model(images, training=False).numpy().astype(np.float64)
     return outputs, targets.numpy().argmax(axis=1)
 
 
-def test_table(subjects, result):
+def test_table(models, result):
     table, _ = result
     rows = table[(table.kind == "RI-T") & (table.examples == "all")]
     rows = rows.set_index(["model", "members"])
     members = [
-        logits(subjects.model(s), subjects.dataset)
-        for s in subjects.of_kind("RI-T")
+        logits(models.model(m), models.examples) for m in models.of_kind("RI-T")
     ]
     labels = members[0][1]
     for name, (outputs, _) in zip(("rit0", "rit1"), members, strict=True):
@@ -85,7 +94,9 @@ def test_table(subjects, result):
     )
     uniform = rows.accuracy["uniform", "rit0, rit1"]
     expected = uniform - rows.accuracy["member"].mean()
-    assert gain(table)["RI-T"] == pytest.approx(expected)
+    found = gains(table, "RI-T")
+    assert found == {frozenset(["rit0", "rit1"]): pytest.approx(expected)}
+    assert list(small_models.figures("averaging", table)) == ["averaging"]
 
 
 def test_greedy_is_never_worse_on_what_chose_it(result):
@@ -95,18 +106,18 @@ def test_greedy_is_never_worse_on_what_chose_it(result):
     assert np.all(best["greedy"] >= best["member"])
 
 
-def test_average_is_a_run_like_any_other(subjects, result, tmp_path):
+def test_average_is_a_run_like_any_other(models, result, tmp_path):
     table, path = result
     run = Run(path / "average_P-T_uniform")
-    members = subjects.of_kind("P-T")
+    members = models.of_kind("P-T")
     model = run.load_model()
     for epoch in (0, "best"):
         averages = [
             np.mean(arrays, axis=0)
             for arrays in zip(
                 *(
-                    subjects.weights(s, 0 if epoch == 0 else None)
-                    for s in members
+                    models.weights(m, 0 if epoch == 0 else None)
+                    for m in members
                 ),
                 strict=True,
             )
@@ -126,73 +137,172 @@ def test_average_is_a_run_like_any_other(subjects, result, tmp_path):
         "value": row.accuracy,
     }
     assert run.metrics().loss[0] == row.loss
+    assert run.info() == members[0].source.info()
     export(run, "best", tmp_path / "exported")
     served = tf.saved_model.load(str(tmp_path / "exported/saved_model"))
-    raw = subjects.dataset.test.raw_images(np.arange(20))
+    raw = run.load_data().test.raw_images(np.arange(20))
     found = served.signatures["serving_default"](images=tf.constant(raw))
-    expected, _ = logits(model, subjects.dataset)
+    expected, _ = logits(model, models.examples)
     np.testing.assert_allclose(found["logits"], expected[:20], atol=1e-5)
-    together = Subjects(
-        runs={"average": str(run.path), "P-T": str(members[0].run.path)}
-    )
-    interpolated = interpolation(
-        together, Output(tmp_path / "i"), 5, (0, 1), ("test",)
-    )
+    together = Models({"average": run.path, "P-T": members[0].source})
+    interpolated = interpolation(together, 5, (0.0, 1.0), ("test",))
     assert interpolated.loss[0] == pytest.approx(row.loss, rel=1e-5)
     fresh = written_runs.build(3, (8, 8, 1))
-    models.initialize_from(fresh, model)
+    initialize_from(fresh, model)
     np.testing.assert_array_equal(
         fresh.get_layer("conv1.conv").kernel,
         model.get_layer("conv1.conv").kernel,
     )
 
 
-def test_made_again_it_is_renewed(subjects, tmp_path):
+def test_made_again_it_is_renewed(models, tmp_path):
     for _ in range(2):
-        averaging(subjects, Output(tmp_path))
+        averaging(models, tmp_path)
         run = Run(tmp_path / "average_RI-T_greedy")
         assert run.epochs() == [0, 2]
         # As after a run of other members, with another last epoch.
-        run.save(9, tf.train.Checkpoint(model=run.load_model()))
+        run.save(9, run.load_model())
+
+
+def test_the_modules_that_define_layers_are_named(tmp_path):
+    runs = []
+    for seed in range(2):
+        run = written_runs.write_run(
+            tmp_path / f"run{seed}", written_runs.digits(), seed
+        )
+        run.config_path.write_text("import json\n\ntrain.seed = 3\n")
+        runs.append(run)
+    averaging(Models({"RI-T": runs}), tmp_path)
+    config = (tmp_path / "average_RI-T_uniform" / "config.gin").read_text()
+    assert "import json\n" in config and "train.seed" not in config
+    assert f"# The average of {runs[0].path} (epoch 2), " in config
 
 
 def test_a_saved_average_has_its_own_batch_statistics(tmp_path):
     dataset = written_runs.digits()
     for seed in range(2):
-        keras.utils.set_random_seed(seed)
-        model = keras.Sequential(
-            [
-                keras.Input((8, 8, 1)),
-                keras.layers.Conv2D(6, 3),
-                keras.layers.BatchNormalization(),
-                keras.layers.ReLU(),
-                keras.layers.Flatten(),
-                keras.layers.Dense(10),
-            ]
-        )
         run = Run(tmp_path / f"bn{seed}")
-        run.save(1, tf.train.Checkpoint(model=model))
-        run.describe("", model, dataset)
-    subjects = Subjects(runs={"RI-T": [f"{tmp_path}/bn0", f"{tmp_path}/bn1"]})
-    table = averaging(subjects, Output(tmp_path))
+        model = small_models.build(seed, batch_norm=True)
+        run.begin("", model, dataset)
+        run.save(1, model)
+    models = Models({"RI-T": [f"{tmp_path}/bn0", f"{tmp_path}/bn1"]})
+    table = averaging(models, tmp_path)
     model = Run(tmp_path / "average_RI-T_uniform").load_model()
     # All 32 training images are one batch.
-    images = next(iter(dataset.eval_batches("train", batch_size=32)))[0]
-    features = model.layers[0](images).numpy()
-    found = model.layers[1]
-    np.testing.assert_allclose(
-        found.moving_mean, features.mean((0, 1, 2)), rtol=1e-4, atol=1e-6
-    )
-    np.testing.assert_allclose(
-        found.moving_variance, features.var((0, 1, 2)), rtol=1e-4
-    )
-    outputs, labels = logits(model, dataset)
+    batches = models.examples.split("train").batches(32)
+    check_statistics(model, next(iter(batches))[0])
+    outputs, labels = logits(model, models.examples)
     row = table[(table.model == "uniform") & (table.examples == "all")].iloc[0]
     right = np.mean(outputs.argmax(axis=1) == labels)
     assert row.accuracy == pytest.approx(right, abs=1.5 / 797)
+    assert row.batch_norm == "reestimate"
 
 
-def test_no_two_of_a_kind(subjects, tmp_path):
-    runs = {"P-T": str(subjects.of_kind("P-T")[0].run.path)}
+def check_statistics(model, images):
+    """Asserts that batch statistics are those of one batch."""
+    features = model.layers[0](images).numpy()
+    norm = model.get_layer("norm")
+    np.testing.assert_allclose(
+        norm.moving_mean, features.mean((0, 1, 2)), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        norm.moving_variance, features.var((0, 1, 2)), rtol=1e-4
+    )
+
+
+def test_averages_of_single_models_are_files(tmp_path):
+    built = [
+        small_models.build(seed, "softmax", batch_norm=True)
+        for seed in range(3)
+    ]
+    before = [model.get_weights() for model in built]
+    models = Models({"P-T": built}, data=small_models.examples())
+    table = averaging(models, tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "average_P-T_greedy.keras",
+        "average_P-T_uniform.keras",
+    ]
+    model = keras.models.load_model(
+        tmp_path / "new" / "average_P-T_uniform.keras"
+    )
+    np.testing.assert_allclose(
+        model.get_layer("high").kernel,
+        np.mean([m.get_layer("high").kernel for m in built], axis=0),
+        rtol=1e-5,
+        atol=1e-7,
+    )
+    (train, _), (images, labels) = small_models.digits()
+    check_statistics(model, train)
+    # A softmax at the end is still there, and counted once.
+    probabilities = model(images).numpy()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    row = table[(table.model == "uniform") & (table.examples == "all")]
+    loss = -np.mean(np.log(probabilities[np.arange(len(labels)), labels]))
+    assert row.loss.item() == pytest.approx(loss, rel=1e-4)
+    # The user's models are as they were.
+    for model, weights in zip(built, before, strict=True):
+        for now, then in zip(model.get_weights(), weights, strict=True):
+            np.testing.assert_array_equal(now, then)
+
+
+def test_averages_of_trainings(tmp_path):
+    """Files, of the last epochs; on data without training images."""
+    trajectories = [small_models.train(seed, epochs=1) for seed in range(2)]
+    _, test = small_models.digits()
+    models = Models({"P-T": trajectories}, data=Examples(test=test))
+    table = averaging(models, tmp_path)
+    model = keras.models.load_model(tmp_path / "average_P-T_uniform.keras")
+    ends = [trajectory.load_weights() for trajectory in trajectories]
+    for found, path in zip(model.get_weights(), ends[0], strict=True):
+        # Names may be numbered differently; the order is the same.
+        position = list(ends[0]).index(path)
+        average = np.mean([list(e.values())[position] for e in ends], axis=0)
+        np.testing.assert_allclose(found, average, rtol=1e-5, atol=1e-7)
+    images, labels = test
+    loss, accuracy = small_models.loss_and_accuracy(model(images), labels)
+    row = table[(table.model == "uniform") & (table.examples == "all")].iloc[0]
+    assert row.loss == pytest.approx(loss, rel=1e-5)
+    assert row.accuracy == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_nothing_is_written_unasked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    averaging(small_models.plain())
+    assert not list(tmp_path.iterdir())
+
+
+def test_claim():
+    """Accuracy of the average minus its members', and without each one."""
+    accuracy = {"a": 0.8, "b": 0.9, "c": 0.7}
+    averages = {"a, b, c": 0.85, "b, c": 0.8, "a, c": 0.76, "a, b": 0.86}
+    rows = [("member", name, value) for name, value in accuracy.items()]
+    rows += [
+        ("uniform" if len(name) > 4 else "uniform without one", name, value)
+        for name, value in averages.items()
+    ]
+    table = pandas.DataFrame(rows, columns=["model", "members", "accuracy"])
+    table = table.assign(kind="P-T", examples="all")
+    (statistic,) = declared("averaging").statistics
+    assert (statistic.claim, statistic.direction) == ("C12", ">")
+    value, low, high = statistic.compute(table)
+    assert value == pytest.approx(0.05)
+    # Left out in turn: 0, 0.01 and 0.01; Student's t with 2 degrees.
+    half = 4.302653 * np.sqrt(2 * np.var([0.0, 0.01, 0.01]))
+    np.testing.assert_allclose([low, high], [0.05 - half, 0.05 + half], 1e-6)
+
+
+def test_no_two_of_a_kind(models):
+    alone = Models({"P-T": models.of_kind("P-T")[0].source})
     with pytest.raises(UserError, match="two or more models of one kind"):
-        averaging(Subjects(runs=runs), Output(tmp_path))
+        averaging(alone)
+
+
+def test_gin_file(models, tmp_path):
+    named = {"P-T": [str(m.source.path) for m in models.of_kind("P-T")]}
+    gin.parse_config_files_and_bindings(
+        [str(ROOT / "gin" / "averaging.gin")], [f"Models.models = {named}"]
+    )
+    analyze(tmp_path)
+    assert len(pandas.read_csv(tmp_path / "averaging.csv"))
+    assert (tmp_path / "averaging.png").stat().st_size > 1000
+    assert Run(tmp_path / "average_P-T_uniform").epochs() == [0, 2]

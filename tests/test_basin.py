@@ -1,11 +1,19 @@
+import pathlib
+
+import gin
 import numpy as np
 import pandas
 import pytest
+import small_models
 import written_runs
 
-from keras_transfer.analysis import Basin, Output, Subjects, basin
-from keras_transfer.analysis.basin import boundary, epsilon_ratio, grow
+from keras_transfer import Models, basin
+from keras_transfer.analysis.analyze import analyze
+from keras_transfer.analysis.basin import Basin, boundary, grow
+from keras_transfer.analysis.declaration import declared
 from keras_transfer.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 DIMENSIONS = 50
 
@@ -206,48 +214,126 @@ def test_double_well(ends, accepted):
 
 
 @pytest.fixture(scope="module")
-def subjects(tmp_path_factory):
-    return written_runs.write_subjects(tmp_path_factory.mktemp("runs"))
+def models(tmp_path_factory):
+    return written_runs.write_models(tmp_path_factory.mktemp("runs"))
 
 
-def test_analysis(subjects, tmp_path):
-    output = Output(tmp_path)
-    table = basin(subjects, output, tolerance=0.5, num_samples=4)
+def test_analysis(models):
+    table = basin(models, tolerance=0.5, num_samples=4)
     assert list(table.set) == ["pt0, pt1", "rit0, rit1"]
-    conditions = pandas.read_csv(tmp_path / "basin_conditions.csv")
+    conditions = table.further["basin_conditions"]
     assert len(conditions) == 6 and conditions.delta.nunique() == 1
     first = conditions[conditions.condition == 1]
     np.testing.assert_allclose(first.margin, 0.5 - table.epsilon, rtol=1e-9)
     for row in table.itertuples():
         met = conditions[conditions.set == row.set].met
         assert (row.verdict == "basin") == met.all()
-    # The grown segment is as long as its extensions say.
-    for row, kind in zip(table.itertuples(), ("P-T", "RI-T"), strict=True):
+    check_diameters(models, table)
+    variants = table.further["basin_sensitivity"]
+    assert list(variants.tolerance) == [0.5, 0.25, 1.0, 0.5, 0.5]
+    assert list(variants.num_samples) == [4, 4, 4, 2, 4]
+    assert list(variants.step) == [0.1, 0.1, 0.1, 0.1, 0.05]
+    assert variants.epsilon[0] == pytest.approx(table.epsilon[0])
+    assert list(small_models.figures("basin", table)) == ["basin"]
+    # Everything is found again.
+    evaluated = len(models.evaluations)
+    again = basin(models, tolerance=0.5, num_samples=4, sensitivity=False)
+    assert len(models.evaluations) == evaluated
+    pandas.testing.assert_frame_equal(again, table)
+    assert list(again.further) == ["basin_conditions"]
+
+
+def check_diameters(models, table):
+    """Asserts that a grown segment is as long as its extensions say."""
+    for row in table.itertuples():
         a, b = (
-            np.concatenate([np.ravel(w) for w in subjects.weights(s)])
-            for s in subjects.of_kind(kind)
+            np.concatenate([np.ravel(w) for w in models.weights(m)])
+            for m in models.of_kind(row.kind)
         )
         reach = 1 + (row.least_extension + row.largest_extension) / 2
         assert row.diameter == pytest.approx(
             reach * np.linalg.norm(a - b), rel=1e-5
         )
-    variants = pandas.read_csv(tmp_path / "basin_sensitivity.csv")
-    assert list(variants.tolerance) == [0.5, 0.25, 1.0, 0.5, 0.5]
-    assert variants.epsilon[0] == pytest.approx(table.epsilon[0])
-    assert epsilon_ratio(table) == pytest.approx(
-        table.epsilon[1] / table.epsilon[0]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_models_in_memory(recorded):
+    models = small_models.plain()
+    if recorded:
+        models = Models(
+            {
+                "P-T": [small_models.train(seed, epochs=1) for seed in (0, 1)],
+                "RI-T": [small_models.train(seed, epochs=1) for seed in (2, 3)],
+            },
+            data=small_models.examples(),
+        )
+    table = basin(models, tolerance=0.2, num_samples=4, sensitivity=False)
+    assert list(table.set) == ["P-T 0, P-T 1", "RI-T 0, RI-T 1"]
+    check_diameters(models, table)
+    assert set(table.batch_norm) == {"none"}
+
+
+def test_frozen_weights_are_no_dimension_but_a_distance():
+    """Noise of squared length delta^2 in all, and the frozen layer moves."""
+    models = small_models.plain()
+    for member in models:
+        models.model(member).get_layer("middle").trainable = False
+    surface, sigmas = models.surface("test"), []
+    evaluate = surface.evaluate
+
+    def spied(points, *arguments):
+        sigmas.extend([] if points.sigma is None else points.sigma)
+        return evaluate(points, *arguments)
+
+    surface.evaluate = spied
+    table = basin(models, tolerance=0.2, num_samples=4, sensitivity=False)
+    check_diameters(models, table)
+    delta = table.further["basin_conditions"].delta.iloc[0]
+    # 36 + 4 of the convolution and 80 + 10 of the last layer.
+    assert np.isclose(sigmas, delta / np.sqrt(130)).any()
+    for member in models:
+        models.model(member).trainable = False
+    with pytest.raises(UserError, match="all frozen"):
+        basin(models)
+
+
+def test_claims():
+    """The smallest margin of each pair; the hull of three is not a pair."""
+    margins = {
+        "a, b": (0.3, 0.2, 0.5),
+        "a, c": (0.4, 0.6, 0.5),
+        "b, c": (0.9, 0.7, 0.6),
+        "a, b, c": (-1.0, 1.0, 1.0),
+    }
+    conditions = pandas.DataFrame(
+        [
+            {"kind": "P-T", "set": name, "margin": value}
+            for name, values in margins.items()
+            for value in values
+        ]
     )
-    assert (tmp_path / "basin.png").exists()
-    # Everything is found again.
-    evaluated = len(output.results)
-    again = basin(subjects, Output(tmp_path), tolerance=0.5, num_samples=4)
-    assert len(Output(tmp_path).results) == evaluated
-    pandas.testing.assert_frame_equal(again, table)
+    of_pts, of_rits = declared("basin").statistics
+    assert (of_pts.claim, of_pts.direction) == ("C7", ">")
+    assert (of_rits.claim, of_rits.direction) == ("C7", "<")
+    assert of_pts.tables == of_rits.tables == ("basin_conditions",)
+    assert of_pts.compute(conditions)[0] == pytest.approx(1.2 / 3)
+    with pytest.raises(UserError, match="not two RI-Ts"):
+        of_rits.compute(conditions)
 
 
-def test_no_two_of_a_kind(subjects, tmp_path):
-    runs = {k: str(subjects.of_kind(k)[0].run.path) for k in ("P-T", "RI-T")}
+def test_no_two_of_a_kind(models):
+    alone = {k: models.of_kind(k)[0].source for k in ("P-T", "RI-T")}
     with pytest.raises(UserError, match="two or more models of one kind"):
-        basin(Subjects(runs=runs), Output(tmp_path))
-    with pytest.raises(UserError, match="no RI-T"):
-        epsilon_ratio(pandas.DataFrame({"kind": ["P-T"], "epsilon": [0.1]}))
+        basin(Models(alone))
+
+
+def test_gin_file(models, tmp_path):
+    named = {"P-T": [str(m.source.path) for m in models.of_kind("P-T")]}
+    gin.parse_config_files_and_bindings(
+        [str(ROOT / "gin" / "basin.gin")],
+        [f"Models.models = {named}", "basin.num_samples = 2"],
+    )
+    analyze(tmp_path)
+    for name in ("basin", "basin_conditions", "basin_sensitivity"):
+        assert len(pandas.read_csv(tmp_path / f"{name}.csv"))
+    assert (tmp_path / "basin.png").stat().st_size > 1000

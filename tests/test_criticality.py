@@ -6,26 +6,25 @@ import keras
 import numpy as np
 import pandas
 import pytest
+import small_models
 import tensorflow as tf
 import written_runs
 from scipy import optimize, stats
 
-from keras_transfer.analysis import (
-    Output,
-    Subjects,
-    Suffixes,
-    analyze,
-    criticality,
-    module_criticality,
-)
+from keras_transfer import Models, criticality
+from keras_transfer.analysis.analyze import analyze
 from keras_transfer.analysis.criticality import (
     depth_correlation,
     head_rank,
+    module_criticality,
     path_agreement,
-    run_paths,
     smallest,
 )
+from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.output import Output
 from keras_transfer.errors import UserError
+from keras_transfer.landscape.evaluations import Evaluations
+from keras_transfer.landscape.module_loss import ModuleLoss
 
 ROOT = pathlib.Path(__file__).parents[1]
 GRID = {
@@ -63,7 +62,7 @@ class Linear:
         def loss(targets, outputs):
             return tf.reduce_sum(tf.square(outputs - targets), axis=-1)
 
-        self.suffixes = Suffixes(model, batches, {"error": loss})
+        self.module_loss = ModuleLoss(model, batches, {"error": loss})
 
     def weights(self, module, corners, a):
         """Returns the weights at position a of one module on a polyline."""
@@ -119,7 +118,7 @@ def measured(linear):
         "optimization": [linear.start, linear.middle, linear.end],
     }
     table, grid = module_criticality(
-        linear.suffixes,
+        linear.module_loss,
         paths,
         ("block",),
         np.linspace(0, 1, 11),
@@ -180,7 +179,7 @@ def test_criticality_agrees_with_the_closed_form(linear, measured):
 def test_common_random_numbers(linear):
     """The same draws at all points: noise scaled by s adds s^2 as much."""
     _, grid = module_criticality(
-        linear.suffixes,
+        linear.module_loss,
         {"direct": [linear.end, linear.end]},
         ("block",),
         (0.0, 1.0),
@@ -268,7 +267,7 @@ def test_error_bars():
 
 def test_refinement_halves_the_grid_around_the_minimum(linear):
     rows = module_criticality(
-        linear.suffixes,
+        linear.module_loss,
         {"direct": [linear.start, linear.end]},
         ("block",),
         (0.0, 0.5, 1.0),
@@ -292,7 +291,7 @@ def test_refinement_halves_the_grid_around_the_minimum(linear):
 def test_refinement_steps_over_the_edge(linear):
     """At the smallest sigma the grid is carried on by the same ratio."""
     table, grid = module_criticality(
-        linear.suffixes,
+        linear.module_loss,
         {"direct": [linear.start, linear.end]},
         ("block",),
         (0.0, 1.0),
@@ -388,21 +387,21 @@ def test_head_rank():
 
 
 @pytest.fixture(scope="module")
-def subjects(tmp_path_factory):
+def runs(tmp_path_factory):
     """A P-T with an epoch in between, its best; an RI-T best at its last."""
     directory = tmp_path_factory.mktemp("runs")
     dataset = written_runs.digits()
-    for name, best in (("pt0", 1), ("rit0", 2)):
-        run = written_runs.write_run(directory / name, dataset, seed=best)
+    found = {}
+    for kind, best in (("P-T", 1), ("RI-T", 2)):
+        run = written_runs.write_run(directory / kind, dataset, seed=best)
         model = run.load_model(0)
         rng = np.random.default_rng(5)
         for variable in model.trainable_variables:
             variable.assign_add(rng.normal(0, 0.1, variable.shape))
-        run.save(1, tf.train.Checkpoint(model=model))
+        run.save(1, model)
         run.write_best(best, "accuracy", 0.5)
-    return Subjects(
-        runs={"P-T": f"{directory}/pt0", "RI-T": f"{directory}/rit0"}
-    )
+        found[kind] = run
+    return found
 
 
 def plain_error(run, end, module, first, second, fraction):
@@ -412,8 +411,8 @@ def plain_error(run, end, module, first, second, fraction):
     for v, x, y in zip(model.weights, a.weights, b.weights, strict=True):
         if v.path.startswith(f"{module}."):
             v.assign((1 - fraction) * x + fraction * y)
-    dataset = run.load_data()
-    images, targets, _ = next(iter(dataset.eval_batches("train", 32)))
+    split = run.load_data().examples.split("train")
+    images, targets, _ = next(iter(split.batches(32)))
     logits = model(images, training=False).numpy()
     return np.mean(logits.argmax(1) != targets.numpy().argmax(1))
 
@@ -424,17 +423,17 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(Output, "figure", lambda *arguments: None)
 
 
-def test_four_paths_of_runs(subjects, tmp_path):
-    table = criticality(subjects, Output(tmp_path), **GRID)
+def test_four_paths_of_runs(runs):
+    table = criticality(Models(runs), **GRID)
     # 2 models, 4 paths, 4 modules at either level and the total.
     assert len(table) == 2 * 4 * 2 * 5
     assert list(table.columns[:8]) == [
         *("kind", "name", "path", "end_point", "epoch", "level"),
         *("module", "depth"),
     ]
-    grid = pandas.read_csv(tmp_path / "criticality_grid.csv")
-    run = subjects.of_kind("P-T")[0].run
-    still = grid[(grid.name == "pt0") & (grid.sigma == 0) & (grid.a == 0.5)]
+    assert set(table.batch_norm) == {"none"}
+    grid = table.further["criticality_grid"]
+    still = grid[(grid.name == "P-T") & (grid.sigma == 0) & (grid.a == 0.5)]
     still = still[(still.refinement == 0) & (still.level == "block")]
     still = still.set_index(["path", "end_point", "module"]).error
     for module in ("conv1", "layer1.0", "layer2.0", "fc"):
@@ -445,7 +444,7 @@ def test_four_paths_of_runs(subjects, tmp_path):
             ("optimization", "optimal"): (1, module, 0, 1, 0.5),
         }.items():
             assert still[(*case, module)] == pytest.approx(
-                plain_error(run, *way)
+                plain_error(runs["P-T"], *way)
             )
     own = table[(table.level == "block") & (table.module != "total")]
     groups = table[(table.level == "group") & (table.module != "total")]
@@ -453,41 +452,111 @@ def test_four_paths_of_runs(subjects, tmp_path):
     np.testing.assert_array_equal(own.at_most, groups.at_most)
     assert list(groups.module[:4]) == ["conv1", "layer1", "layer2", "fc"]
     epochs = table.groupby(["name", "end_point"]).epoch.unique()
-    assert epochs["pt0", "optimal"] == [1] and epochs["pt0", "final"] == [2]
-    for name in (
+    assert epochs["P-T", "optimal"] == [1] and epochs["P-T", "final"] == [2]
+    by_case = ["name", "path", "end_point"]
+    levels = table.groupby(by_case).epsilon.first()
+    pandas.testing.assert_series_equal(
+        grid.groupby(by_case).epsilon.first(), levels
+    )
+    assert list(small_models.figures("criticality", table)) == [
         "criticality",
-        "criticality_conv1",
+        "criticality_first_module",
         "criticality_direct_final",
-    ):
-        assert (tmp_path / f"{name}.png").stat().st_size > 1000
-        assert (tmp_path / f"{name}.svg").exists()
+        "criticality_direct_optimal",
+        "criticality_optimization_final",
+        "criticality_optimization_optimal",
+    ]
 
 
-def test_nothing_is_evaluated_twice(subjects, tmp_path, monkeypatch, undrawn):
-    output = Output(tmp_path)
-    table = criticality(subjects, output, **GRID | {"refinements": 0})
+def test_nothing_is_evaluated_twice(runs, tmp_path, monkeypatch):
+    models = Models(runs)
+    models.evaluations = Evaluations(tmp_path / "evaluated.jsonl")
+    options = GRID | {"refinements": 0}
+    table = criticality(models, **options)
     # 4 modules: two positions (with 2 draws at 3 noise levels, and 1 without)
     # are on both paths, one is on each of them, unless the path is straight; of
     # the RI-T only to one end point, the best epoch being the last.
-    assert len(output.results) == 4 * 7 * (4 + 3 + 4)
-    monkeypatch.setattr(Suffixes, "_run", None)
-    again = criticality(subjects, Output(tmp_path), **GRID | {"refinements": 0})
+    assert len(models.evaluations) == 4 * 7 * (4 + 3 + 4)
+    monkeypatch.setattr(ModuleLoss, "_run", None)
+    other = Models(runs)
+    other.evaluations = Evaluations(tmp_path / "evaluated.jsonl")
+    again = criticality(other, **options)
     pandas.testing.assert_frame_equal(again, table)
 
 
-def test_paths_of_a_run(subjects):
-    run = subjects.of_kind("P-T")[0].run
-    epochs = {
-        (end, name): path.epochs
-        for end in ("final", "optimal")
-        for name, path in run_paths(run, end).items()
-    }
-    assert epochs == {
-        ("final", "direct"): [0, 2],
-        ("final", "optimization"): [0, 1, 2],
-        ("optimal", "direct"): [0, 1],
-        ("optimal", "optimization"): [0, 1],
-    }
+def test_paths_that_pass_each_epoch_of_trainings():
+    """The middle of the optimization path of three epochs is the second."""
+    trajectories = [small_models.train(seed) for seed in range(2)]
+    models = Models(
+        {"P-T": trajectories[0], "RI-T": trajectories[1]},
+        data=small_models.examples(),
+    )
+    table = criticality(models, **GRID)
+    grid = table.further["criticality_grid"]
+    (images, labels), _ = small_models.digits()
+    for trajectory, name in zip(trajectories, ("P-T 0", "RI-T 0"), strict=True):
+        model = trajectory.load_model()
+        end, middle = (trajectory.load_weights(epoch) for epoch in ("last", 1))
+        first = trajectory.load_weights(0)
+        for path, mixed in {
+            "optimization": middle,
+            "direct": {k: (first[k] + end[k]) / 2 for k in end},
+        }.items():
+            model.set_weights(
+                [(mixed if "middle" in k else end)[k] for k in end]
+            )
+            _, accuracy = small_models.loss_and_accuracy(model(images), labels)
+            row = grid[
+                (grid.name == name)
+                & (grid.path == path)
+                & (grid.end_point == "final")
+                & (grid.module == "middle")
+                & (grid.level == "block")
+                & (grid.a == 0.5)
+                & (grid.sigma == 0)
+            ]
+            assert row.error.item() == pytest.approx(1 - accuracy, abs=1e-6)
+            moved = [mixed[k] - first[k] for k in end if "middle" in k]
+            assert row.distance.item() == pytest.approx(
+                np.linalg.norm(np.concatenate([np.ravel(m) for m in moved])),
+                rel=1e-5,
+            )
+    assert small_models.figures("criticality", table)
+
+
+def test_a_frozen_layer_that_differs_has_a_distance_and_no_noise():
+    trajectory = small_models.train(0)
+    trajectory.model.get_layer("low").trainable = False
+    models = Models({"P-T": trajectory}, data=small_models.examples())
+    table = criticality(models, **GRID, levels=("block",))
+    grid = table.further["criticality_grid"]
+    own = grid[(grid.module == "low") & (grid.path == "direct")]
+    first, last = (trajectory.load_weights(epoch) for epoch in (0, "last"))
+    moved = [last[k] - first[k] for k in last if k.split("/")[-2] == "low"]
+    distance = np.linalg.norm(np.concatenate([np.ravel(m) for m in moved]))
+    assert distance > 1e-3
+    np.testing.assert_allclose(
+        own[(own.a == 1) & (own.end_point == "final")].distance,
+        distance,
+        rtol=1e-5,
+    )
+    assert (own.groupby(["end_point", "a"]).error.nunique() == 1).all()
+    # Others get noise, and not the same result under each.
+    other = grid[(grid.module == "high") & (grid.path == "direct")]
+    assert (other.groupby(["end_point", "a"]).error.nunique() > 1).any()
+
+
+def test_models_without_a_past():
+    with pytest.raises(UserError, match="has no epochs.*a Trajectory"):
+        criticality(small_models.plain(), **GRID)
+
+
+def test_frozen_models():
+    trajectory = small_models.train(0, epochs=1)
+    trajectory.model.trainable = False
+    models = Models({"P-T": trajectory}, data=small_models.examples())
+    with pytest.raises(UserError, match="Received: P-T 0, all frozen"):
+        criticality(models, **GRID)
 
 
 @pytest.mark.parametrize(
@@ -498,35 +567,62 @@ def test_paths_of_a_run(subjects):
         ({"sigmas": (0.0, 0.5)}, r"Received: sigmas=\(0.0, 0.5\)"),
         ({"sigmas": (0.5, 2.0)}, "at most at 1"),
         ({"sigmas": (0.5,)}, "two or more"),
-        ({"num_draws": 1}, "Received: num_draws=1"),
-        ({"levels": ("stage",)}, "Received: 'stage'"),
+        ({"num_draws": 1}, "of at least 2. Received: 1"),
+        ({"levels": ("stage",)}, r"Received: \('stage',\)"),
     ],
 )
-def test_arguments_are_checked(subjects, tmp_path, arguments, message):
+def test_arguments_are_checked(runs, arguments, message):
     with pytest.raises(UserError, match=message):
-        criticality(subjects, Output(tmp_path), **GRID | arguments)
+        criticality(Models(runs), **GRID | arguments)
 
 
-def test_runs_are_checked(subjects, tmp_path):
-    path = subjects.of_kind("P-T")[0].run.path
-    alone = Subjects(runs={"P": str(path)})
-    with pytest.raises(UserError, match="no model trained on the target"):
-        criticality(alone, Output(tmp_path), **GRID)
+def test_runs_are_checked(runs, tmp_path):
+    alone = Models({"P": runs["P-T"]})
+    with pytest.raises(UserError, match="needs 1 or more models trained"):
+        criticality(alone, **GRID)
     run = written_runs.write_run(tmp_path / "x", written_runs.digits(), seed=0)
     run.write_best(1, "accuracy", 0.5)
     with pytest.raises(UserError, match="no checkpoint of epoch 1"):
-        run_paths(run, "optimal")
+        criticality(Models({"P-T": run}), **GRID)
     run.remove(0)
     with pytest.raises(UserError, match="no checkpoint of epoch 0"):
-        run_paths(run, "final")
+        criticality(Models({"P-T": run}), **GRID)
 
 
-def test_gin_file(subjects, tmp_path, undrawn):
-    named = {s.kind: [str(s.run.path)] for s in subjects}
+def test_claims():
+    """Mean over models of the direct path to the final weights; see above."""
+    tables = [synthetic(MU), synthetic(MU, name="pt1")]
+    tables.append(synthetic(MU[::-1], "RI-T", "rit0"))
+    table = pandas.concat(tables, ignore_index=True)
+    found = {
+        s.claim: s.compute(table)[0] for s in declared("criticality").statistics
+    }
+    correlations = [
+        stats.spearmanr(RANKED[row], range(5)).statistic for row in (0, 0, 3)
+    ]
+    assert found["C8"] == pytest.approx(np.mean(correlations))
+    # Best and last are one epoch: one pair of paths of each model.
+    paths = [
+        stats.spearmanr(RANKED[a], RANKED[b]).statistic
+        for a, b in ((0, 2), (0, 2), (3, 1))
+    ]
+    assert found["C9"] == pytest.approx(np.mean(paths))
+    assert found["C10"] == 1.0
+
+
+def test_cost():
+    """Of each of four paths 2 x (1 + 3 x 2) points, and 8 x 3 refined."""
+    options = {"positions": (0.0, 1.0), "sigmas": (0.1, 0.2)}
+    options |= {"num_draws": 3, "refinements": 1}
+    assert declared("criticality").cost(options, 5) == 5 * 4 * (14 + 24)
+
+
+def test_gin_file(runs, tmp_path, undrawn):
+    named = {kind: [str(run.path)] for kind, run in runs.items()}
     gin.parse_config_files_and_bindings(
         [str(ROOT / "gin" / "criticality.gin")],
         [
-            f"Subjects.runs = {named}",
+            f"Models.models = {named}",
             "criticality.num_draws = 2",
             "criticality.positions = (0.0, 1.0)",
         ],
@@ -535,3 +631,7 @@ def test_gin_file(subjects, tmp_path, undrawn):
     table = pandas.read_csv(tmp_path / "criticality.csv")
     assert set(table.status) <= {"finite", "infeasible", "unbounded"}
     assert table.mu.notna().equals(table.status == "finite")
+    assert len(pandas.read_csv(tmp_path / "criticality_grid.csv"))
+    # What is not bound is there, too.
+    config = (tmp_path / "config.gin").read_text()
+    assert "criticality.seed = 0" in config

@@ -1,40 +1,35 @@
+import pathlib
+
+import gin
 import numpy as np
 import pandas
 import pytest
+import small_models
 import written_runs
-from scipy import stats
-from scipy.spatial import distance
 
-from keras_transfer.analysis import (
-    Output,
-    Subjects,
-    barrier_height,
-    interpolation,
-    plane,
-)
+from keras_transfer import Models, barrier_height, figures, interpolation
+from keras_transfer.analysis.analyze import analyze
+from keras_transfer.analysis.declaration import declared
 from keras_transfer.analysis.interpolation import (
     alpha_grid,
     barriers,
-    mean_barriers,
     segment,
 )
-from keras_transfer.analysis.plane import (
-    plane_coefficients,
-    plane_coordinates,
-)
-from keras_transfer.analysis.statistics import mean_over_pairs
 from keras_transfer.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def subjects(tmp_path_factory):
+def models(tmp_path_factory):
+    """Three P-Ts and two RI-Ts."""
     directory = tmp_path_factory.mktemp("runs")
-    subjects = written_runs.write_subjects(directory)
-    written_runs.write_run(
-        directory / "pt2", subjects.dataset, seed=2, start_seed=7
+    written_runs.write_models(directory)
+    third = written_runs.write_run(
+        directory / "pt2", written_runs.digits(), seed=2, start_seed=7
     )
     runs = written_runs.named(directory)
-    return Subjects(runs={**runs, "P-T": [*runs["P-T"], directory / "pt2"]})
+    return Models({**runs, "P-T": [*runs["P-T"], third]})
 
 
 def test_alpha_grid_hits_both_ends():
@@ -76,42 +71,11 @@ def test_segment():
     )
 
 
-def test_interval_over_pairs_is_students():
-    """For pair values (x_i + x_j) / 2 it must be that of the mean of x."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=6)
-    names = np.array(list("abcdef"))
-    i, j = np.triu_indices(6, 1)
-    found = mean_over_pairs(names[i], names[j], (x[i] + x[j]) / 2, 0.9)
-    expected = stats.t.interval(0.9, 5, np.mean(x), stats.sem(x))
-    np.testing.assert_allclose(found, [np.mean(x), *expected])
-    # Two kinds: Var(mean x - mean y) = Var(x) / n + Var(y) / m.
-    y = rng.normal(size=4)
-    i, j = (a.ravel() for a in np.indices((6, 4)))
-    mean, low, high = mean_over_pairs(
-        names[i], np.array(list("stuv"))[j], x[i] - y[j]
-    )
-    error = np.hypot(stats.sem(x), stats.sem(y))
-    half = stats.t.ppf(0.975, 3) * error
-    np.testing.assert_allclose(mean, np.mean(x) - np.mean(y))
-    np.testing.assert_allclose([low, high], [mean - half, mean + half])
-    mean, low, high = mean_over_pairs(["a"], ["b"], [0.5])
-    assert mean == 0.5 and np.isnan([low, high]).all()
-
-
-def loss_and_accuracy(model, dataset):
-    images, targets, weights = next(iter(dataset.eval_batches(batch_size=797)))
-    assert np.all(weights == 1)
-    logits = model(images, training=False).numpy().astype(np.float64)
-    logs = logits - np.logaddexp.reduce(logits, axis=1)[:, None]
-    right = logits.argmax(1) == targets.numpy().argmax(1)
-    return -np.mean(np.sum(targets * logs, axis=1)), np.mean(right)
-
-
-def test_interpolation_of_all_pairs(subjects, tmp_path):
-    table = interpolation(subjects, Output(tmp_path), num_points=9)
+def test_interpolation_of_all_pairs(models):
+    table = interpolation(models, num_points=9)
     assert list(table.columns) == [
-        *("pair", "first", "second", "split", "alpha", "loss", "accuracy")
+        *("pair", "first", "second", "split", "alpha", "loss", "accuracy"),
+        "batch_norm",
     ]
     assert len(table) == 10 * 2 * 9
     counts = table[table.split == "test"].pair.value_counts() // 9
@@ -121,25 +85,94 @@ def test_interpolation_of_all_pairs(subjects, tmp_path):
         & (table["second"] == "rit0")
         & (table.split == "test")
     ].set_index("alpha")
-    first, second = subjects.of_kind("P-T")[1], subjects.of_kind("RI-T")[0]
+    first, second = models.of_kind("P-T")[1], models.of_kind("RI-T")[0]
     model = written_runs.build(10, (8, 8, 1))
+    split = models.examples.split("test")
+    images, _, _ = next(iter(split.batches(len(split))))
     for alpha in (-0.5, 0.0, 0.5, 1.0):
-        a, b = subjects.weights(first), subjects.weights(second)
+        a, b = models.weights(first), models.weights(second)
         model.set_weights(
             [(1 - alpha) * x + alpha * y for x, y in zip(a, b, strict=True)]
         )
-        loss, accuracy = loss_and_accuracy(model, subjects.dataset)
+        loss, accuracy = small_models.loss_and_accuracy(
+            model(images, training=False), split.labels
+        )
         row = rows.loc[rows.index[np.argmin(np.abs(rows.index - alpha))]]
         assert row.name == pytest.approx(alpha)
         assert row.loss == pytest.approx(loss, rel=1e-4)
         assert row.accuracy == pytest.approx(accuracy, abs=1.5 / 797)
-    for name in ("interpolation", "interpolation_barriers"):
-        assert len(pandas.read_csv(tmp_path / f"{name}.csv"))
-    for suffix in ("png", "svg"):
-        assert (tmp_path / f"interpolation.{suffix}").stat().st_size > 1000
+    heights = table.further["interpolation_barriers"]
+    assert len(heights) == 10 * 2 * 2
+    assert heights.batch_norm.unique() == ["none"]
+    assert list(small_models.figures("interpolation", table)) == [
+        "interpolation"
+    ]
 
 
-def test_barriers_and_their_means():
+@pytest.mark.parametrize("batch_norm", ["reestimate", "stored"])
+def test_models_in_memory(batch_norm):
+    """One that ends in a softmax, one that does not; both as they are."""
+    built = [
+        small_models.build(0, "softmax", batch_norm=True),
+        small_models.build(1, "softmax", batch_norm=True),
+    ]
+    statistics = [m.get_layer("norm").moving_mean.numpy() for m in built]
+    models = Models(
+        {"P-T": built[0], "RI-T": built[1]},
+        data=small_models.examples(),
+        batch_norm=batch_norm,
+    )
+    table = interpolation(models, num_points=3, extent=(0.0, 1.0))
+    assert set(table.batch_norm) == {batch_norm}
+    assert list(table.split.unique()) == ["test", "train"]
+    (train, _), (images, labels) = small_models.digits()
+    halfway = small_models.build(2, "softmax", batch_norm=True)
+    halfway.set_weights(
+        [
+            (a + b) / 2
+            for a, b in zip(*(m.get_weights() for m in built), strict=True)
+        ]
+    )
+    if batch_norm == "reestimate":
+        features = halfway.layers[0](train).numpy()
+        norm = halfway.get_layer("norm")
+        norm.moving_mean.assign(features.mean((0, 1, 2)))
+        norm.moving_variance.assign(features.var((0, 1, 2)))
+    probabilities = halfway(images).numpy()
+    loss, accuracy = small_models.loss_and_accuracy(
+        np.log(probabilities), labels
+    )
+    row = table[(table.split == "test") & (table.alpha == 0.5)]
+    assert row.loss.item() == pytest.approx(loss, rel=1e-4)
+    assert row.accuracy.item() == pytest.approx(accuracy, abs=1e-6)
+    for model, before in zip(built, statistics, strict=True):
+        np.testing.assert_array_equal(
+            model.get_layer("norm").moving_mean, before
+        )
+
+
+def test_trainings():
+    """A `Trajectory` stands for its last epoch, or the one that is asked for.
+
+    Their layers are numbered differently (dense_1, dense_2): labels only.
+    """
+    trajectories = [small_models.train(seed) for seed in range(2)]
+    _, (images, labels) = small_models.digits()
+    for epoch in ("last", 1):
+        models = Models(
+            {"P-T": trajectories}, data=small_models.examples(), epoch=epoch
+        )
+        table = interpolation(models, 2, (0.0, 1.0), ("test",))
+        for end, trajectory in enumerate(trajectories):
+            loss, _ = small_models.loss_and_accuracy(
+                trajectory.load_model(epoch)(images), labels
+            )
+            assert table.loss[end] == pytest.approx(loss, rel=1e-5)
+    figure = figures.interpolation(table)
+    assert len(figure.axes) == 2
+
+
+def test_barriers():
     alphas = [0, 0.5, 1]
     accuracy = {("a", "b"): 0.7, ("a", "c"): 0.8, ("b", "c"): 0.3}
     table = pandas.DataFrame(
@@ -169,45 +202,54 @@ def test_barriers_and_their_means():
     assert len(heights) == 6
     heights = heights[heights.measure == "accuracy"]
     np.testing.assert_allclose(heights.height, [0.1, 0, 0.5])
-    summary = mean_barriers(heights).set_index("pair")
-    assert summary.loc["P-T/RI-T", "mean"] == pytest.approx(0.25)
-    assert summary.loc["P-T/RI-T", "worst"] == pytest.approx(0.5)
-    assert list(summary.pairs) == [1, 2]
 
 
-def test_plane_keeps_distances():
-    vectors = np.random.default_rng(0).normal(size=(3, 20))
-    relative = vectors - vectors[0]
-    coordinates = plane_coordinates(relative @ relative.T)
-    np.testing.assert_allclose(
-        distance.pdist(coordinates), distance.pdist(vectors)
+def test_claims():
+    """Of unlike pairs the kind with the lower mean barrier."""
+    names = {"P-T/P-T": "ab", "P-T/RI-T": "ac", "RI-T/RI-T": "cd"}
+    dips = {"P-T/P-T": 0.01, "P-T/RI-T": 0.5, "RI-T/RI-T": 0.3}
+    table = pandas.DataFrame(
+        [
+            {"pair": pair, "first": first, "second": second, "alpha": alpha}
+            | {"split": "test", "loss": 1.0}
+            | {"accuracy": 0.9 - (dips[pair] if alpha == 0.5 else 0)}
+            for pair, (first, second) in names.items()
+            for alpha in (0.0, 0.5, 1.0)
+        ]
     )
-    positions = np.random.default_rng(1).normal(size=(5, 2)) * 5
-    coefficients = plane_coefficients(positions, coordinates)
-    np.testing.assert_allclose(coefficients.sum(axis=1), 1)
-    np.testing.assert_allclose(coefficients @ coordinates, positions)
-    np.testing.assert_allclose(
-        distance.pdist(coefficients @ vectors), distance.pdist(positions)
+    same, other = declared("interpolation").statistics
+    assert same.compute(table)[0] == pytest.approx(0.01)
+    assert other.compute(table)[0] == pytest.approx(0.3)
+    # Nothing is made of pairs that there are not.
+    assert np.isnan(other.compute(table[table.pair == "P-T/P-T"])[0])
+
+
+def test_cost():
+    options = {"num_points": 20, "splits": ("test",)}
+    assert declared("interpolation").cost(options, 4) == 20 * 6
+    options = {"num_points": 20, "splits": None}
+    assert declared("interpolation").cost(options, 4) == 20 * 6 * 2
+
+
+def test_one_model_is_not_enough(models):
+    alone = Models({"P-T": models.of_kind("P-T")[0].source})
+    with pytest.raises(UserError, match="needs 2 or more models"):
+        interpolation(alone)
+
+
+def test_gin_file(models, tmp_path):
+    named = {"P-T": [str(m.source.path) for m in models.of_kind("P-T")]}
+    gin.parse_config_files_and_bindings(
+        [str(ROOT / "gin" / "interpolation.gin")],
+        [
+            f"Models.models = {named}",
+            "interpolation.num_points = 8",
+            "plane.num_points = 2",
+        ],
     )
-    np.testing.assert_allclose(
-        plane_coefficients(coordinates, coordinates), np.eye(3), atol=1e-12
-    )
-
-
-def test_plane_of_three(subjects, tmp_path):
-    table = plane(subjects, Output(tmp_path), num_points=3)
-    # There are only two RI-Ts.
-    assert list(table.kind.unique()) == ["P-T"] and len(table) == 9 + 3
-    for row in table[
-        table.solution.notna() & (table.solution != "")
-    ].itertuples():
-        subject = next(s for s in subjects if s.name == row.solution)
-        loss, _ = loss_and_accuracy(subjects.model(subject), subjects.dataset)
-        assert row.loss == pytest.approx(loss, rel=1e-5)
-    assert (tmp_path / "plane_P-T.png").exists()
-
-
-def test_one_model_is_not_enough(subjects, tmp_path):
-    alone = Subjects(runs={"P-T": [str(subjects.of_kind("P-T")[0].run.path)]})
-    with pytest.raises(UserError, match="at least two"):
-        interpolation(alone, Output(tmp_path))
+    analyze(tmp_path)
+    for name in ("interpolation", "interpolation_barriers", "plane"):
+        assert len(pandas.read_csv(tmp_path / f"{name}.csv"))
+    for name in ("interpolation", "plane_P-T"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+        assert (tmp_path / f"{name}.svg").stat().st_size > 1000

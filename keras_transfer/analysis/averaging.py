@@ -1,14 +1,28 @@
 """Averages of the weights of several solutions ("soups", paper section 6)."""
 
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+
 import gin
-import keras
 import numpy as np
+import pandas
 import tensorflow as tf
 
-from keras_transfer import objectives
-from keras_transfer.analysis.output import colour, new_figure
+from keras_transfer import files, objectives
+from keras_transfer.analysis.declaration import (
+    Figure,
+    Statistic,
+    declare_analysis,
+)
+from keras_transfer.analysis.drawing import colour, new_figure
+from keras_transfer.analysis.statistics import HARM, jackknife
+from keras_transfer.analysis.trajectory import copy_of
 from keras_transfer.errors import UserError
 from keras_transfer.landscape.weight_space import Points
+from keras_transfer.models import logits_model
 from keras_transfer.runs import Run
 
 _WITHOUT_ONE = "uniform without one"
@@ -46,115 +60,18 @@ def greedy_soup(score, num_members):
     return chosen
 
 
-@gin.configurable
-def averaging(subjects, output):
-    """Averages the models of each kind, weight for weight.
-
-    Beside the uniform average of all stands the greedy one, whose members are
-    chosen by accuracy (AUC for multi-label data) on every other test image, and
-    the ensemble, the mean of the members' probabilities, which costs as many
-    forward passes as it has members. Batch normalization's statistics are
-    estimated anew for each average (see `dataset_surface`).
-
-    Averages are kept as run directories average_<kind>_<uniform or greedy>,
-    which bin/export, bin/analyze and train.pretrained accept. The average is
-    their best and last epoch, numbered as the last of the members'; their epoch
-    0 is the average of the members' epochs 0.
-
-    Args:
-        subjects: `Subjects`, two or more of one kind.
-        output: `Output`; receives averaging.csv, what is returned, the figure
-            averaging and the run directories.
-
-    Returns:
-        `pandas.DataFrame`, one row per kind, model and examples: kind, model
-        ("member", "uniform", "greedy", "ensemble", or "uniform without
-        one", the average of all others, for three or more), members (names),
-        examples ("all", or of these "selection", every other one, which chose
-        the greedy average, or "report", the others), loss (nats) and accuracy,
-        or auc and auc_<finding>.
-
-    Raises:
-        UserError: if no kind has two models.
-    """
-    import pandas
-
-    models = subjects.trained()
-    kinds = {s.kind: subjects.of_kind(s.kind) for s in models}
-    kinds = {kind: own for kind, own in kinds.items() if len(own) > 1}
-    if not kinds:
-        raise UserError(
-            "An average needs two or more models of one kind. Received: "
-            f"{', '.join(s.name for s in models) or 'none'}."
-        )
-    rows = []
-    for kind, own in kinds.items():
-        candidates = _Candidates(subjects, own)
-        everyone = list(range(len(own)))
-        averages = {
-            "uniform": everyone,
-            "greedy": greedy_soup(candidates.score, len(own)),
-        }
-        compared = [("member", [i]) for i in everyone]
-        compared += [*averages.items(), ("ensemble", everyone)]
-        if len(own) > 2:
-            compared += [
-                (_WITHOUT_ONE, everyone[:i] + everyone[i + 1 :])
-                for i in everyone
-            ]
-        rows += [
-            {
-                "kind": kind,
-                "model": model,
-                "members": ", ".join(own[i].name for i in chosen),
-                "examples": examples,
-            }
-            | candidates.summary(chosen, examples, model == "ensemble")
-            for model, chosen in compared
-            for examples in _EXAMPLES
-        ]
-        for model, chosen in averages.items():
-            save_average(
-                output.path / f"average_{kind}_{model}",
-                subjects,
-                [own[i] for i in chosen],
-                candidates.weights(chosen),
-                candidates.summary(chosen, "all"),
-            )
-    table = pandas.DataFrame(rows)
-    output.table("averaging", table)
-    metric = objectives.metric_name(subjects.info.multi_label)
-    output.figure("averaging", _figure(table, metric))
-    return table
-
-
-def gain(table):
-    """Returns the statistic of claim C12, "averaging does no harm".
-
-    Args:
-        table: what `averaging` returns.
-
-    Returns:
-        `pandas.Series` by kind: accuracy (or AUC) of the uniform average minus
-        the mean of its members', on all test images.
-    """
-    metric = "auc" if "auc" in table else "accuracy"
-    rows = table[table.examples == "all"]
-    means = rows.groupby(["kind", "model"], sort=False)[metric].mean().unstack()
-    return means["uniform"] - means["member"]
-
-
 def gains(table, kind):
-    """Returns `gain` for each uniform average of one kind.
+    """Returns what averaging adds, for each uniform average of one kind.
 
     Args:
         table: what `averaging` returns.
         kind: kind of model, such as "P-T".
 
     Returns:
-        dict from frozenset of the averaged models' names to float: all models,
-        and all but each one, which tells how much the gain owes to which seeds
-        were drawn.
+        dict from frozenset of the averaged models' names to float, accuracy (or
+        AUC) of the average minus the mean of its members', on all test images:
+        all models, and all but each one, which tells how much the gain owes to
+        which seeds were drawn.
     """
     metric = "auc" if "auc" in table else "accuracy"
     rows = table[(table.examples == "all") & (table.kind == kind)]
@@ -168,55 +85,210 @@ def gains(table, kind):
     }
 
 
-def save_average(path, subjects, members, weights, summary):
-    """Writes an average as a run directory.
+def _mean_gain(table):
+    found = gains(table, "P-T")
+    everyone = sorted(frozenset().union(*found))
+    if not everyone:
+        raise UserError("There are not two P-Ts to average.")
+    return jackknife(
+        lambda members: found.get(frozenset(members), math.nan), [everyone]
+    )
+
+
+@declare_analysis(
+    figures=[
+        Figure(
+            "averaging",
+            lambda table: _figure(table),
+            "Averages of the weights",
+            "Each model by itself (rings), averages of their weights, and the "
+            "ensemble, which averages their answers.",
+        )
+    ],
+    statistics=[
+        Statistic(
+            "C12",
+            "Averaging models of one basin does no harm.",
+            "accuracy of the average minus the mean of its members'",
+            ">",
+            -HARM,
+            _mean_gain,
+        )
+    ],
+    cost=lambda options, models: 2 * models,
+)
+def averaging(models, save_to: os.PathLike | None = None):
+    """Averages the models of each kind, weight for weight.
+
+    Beside the uniform average of all stands the greedy one, whose members are
+    chosen by accuracy (AUC for multi-label data) on every other test image, and
+    the ensemble, the mean of the members' probabilities, which costs as many
+    forward passes as it has members. Batch normalization's statistics are by
+    `Models.batch_norm`.
 
     Args:
-        path: the directory, made or renewed.
-        subjects: the `Subjects` that `members` belong to.
-        members: list of `Subject`.
-        weights: list of arrays as `model.get_weights()` gives them, the
-            average.
-        summary: {column: value}, its test loss and metrics.
+        models: `Models`, two or more of one kind.
+        save_to: directory in which averages are kept, None for nowhere. Those
+            of runs are run directories average_<kind>_<uniform or greedy>,
+            which bin/export, bin/analyze and train.pretrained accept: the
+            average is their best and last epoch, numbered as the last of the
+            members'; their epoch 0 is the average of the members' epochs 0.
+            Those of other models are files of that name and .keras.
 
     Returns:
-        The `runs.Run`.
+        `pandas.DataFrame`, one row per kind, model and examples: kind, model
+        ("member", "uniform", "greedy", "ensemble", or "uniform without
+        one", the average of all others, for three or more), members (names),
+        examples ("all", or of these "selection", every other one, which chose
+        the greedy average, or "report", the others), loss (nats) and accuracy,
+        or auc and auc_<finding>.
+
+    Raises:
+        UserError: if no kind has two models, or a file cannot be written.
     """
-    run = Run(path)
-    model = keras.models.clone_model(subjects.model(members[0]))
+    trained = models.trained()
+    kinds = {m.kind: models.of_kind(m.kind) for m in trained}
+    kinds = {kind: own for kind, own in kinds.items() if len(own) > 1}
+    if not kinds:
+        raise UserError(
+            "An average needs two or more models of one kind. Received: "
+            f"{', '.join(m.name for m in trained) or 'none'}."
+        )
+    rows = []
+    for kind, own in kinds.items():
+        candidates = _Candidates(models, own)
+        averages = {
+            "uniform": list(range(len(own))),
+            "greedy": greedy_soup(candidates.score, len(own)),
+        }
+        rows += _compared(kind, candidates, averages)
+        for name, chosen in averages.items():
+            if save_to is not None:
+                _save(
+                    pathlib.Path(save_to) / f"average_{kind}_{name}",
+                    models,
+                    [own[i] for i in chosen],
+                    candidates.weights(chosen),
+                    candidates.summary(chosen, "all"),
+                )
+    return pandas.DataFrame(rows)
+
+
+def _compared(kind, candidates, averages):
+    """Returns the rows of one kind.
+
+    Args:
+        kind: str.
+        candidates: `_Candidates`.
+        averages: {name: positions of the members}.
+    """
+    everyone = averages["uniform"]
+    compared = [("member", [i]) for i in everyone]
+    compared += [*averages.items(), ("ensemble", everyone)]
+    if len(everyone) > 2:
+        compared += [
+            (_WITHOUT_ONE, everyone[:i] + everyone[i + 1 :]) for i in everyone
+        ]
+    return [
+        {
+            "kind": kind,
+            "model": model,
+            "members": candidates.names(chosen),
+            "examples": examples,
+        }
+        | candidates.summary(chosen, examples, model == "ensemble")
+        for model, chosen in compared
+        for examples in _EXAMPLES
+    ]
+
+
+def _save(path, models, members, weights, summary):
+    """Keeps an average, in the form that its members have.
+
+    Args:
+        path: `pathlib.Path`, of a run directory or, with .keras, of a file;
+            what is there is replaced.
+        models: the `Models` that the members belong to.
+        members: list of `Member`.
+        weights: list of arrays as `models.weights` gives them, the average.
+        summary: {column: value}, its test loss and metrics.
+    """
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if all(isinstance(member.source, Run) for member in members):
+        with files.whole_directory(path) as aside:
+            _write_run(Run(aside), models, members, weights, summary)
+        return
+    model = _with_weights(members[0], weights)
+    with (
+        files.whole_file(f"{path}.keras") as aside,
+        tempfile.TemporaryDirectory() as elsewhere,
+    ):
+        # Keras writes to no other names.
+        file = pathlib.Path(elsewhere, "average.keras")
+        model.save(file)
+        shutil.copyfile(file, aside)
+
+
+def _write_run(run, models, members, weights, summary):
     epoch = max(1, *(member.epoch for member in members))
-    points = {epoch: weights}
-    if all(0 in member.run.epochs() for member in members):
-        starts = [subjects.weights(member, 0) for member in members]
-        points[0] = [np.mean(w, axis=0) for w in zip(*starts, strict=True)]
-    for stale in set(run.epochs()) - points.keys():
-        run.remove(stale)
-    for number, point in points.items():
-        model.set_weights(point)
-        run.save(number, tf.train.Checkpoint(model=model))
-    metric = objectives.metric_name(subjects.info.multi_label)
+    source = members[0].source
+    model = _with_weights(members[0], weights)
+    run.begin(_config(members), model, source.load_data())
+    run.save(epoch, model)
+    if all(0 in member.source.epochs() for member in members):
+        starts = [models.checkpoints(member, [0])[0] for member in members]
+        start = [np.mean(w, axis=0) for w in zip(*starts, strict=True)]
+        run.save(0, _with_weights(members[0], start))
+    metric = objectives.metric_name(models.examples.multi_label)
     run.write_metrics([{"epoch": epoch, "step": 0, "split": "test"} | summary])
     run.write_best(epoch, metric, summary[metric])
-    sources = ", ".join(f"{m.run.path} (epoch {m.epoch})" for m in members)
-    config = f"# The average of {sources}, made with:\n\n"
-    run.describe(config + gin.operative_config_str(), model, subjects.dataset)
-    return run
+
+
+def _config(members):
+    """Returns what the average's config.gin says."""
+    sources = ", ".join(f"{m.source.path} (epoch {m.epoch})" for m in members)
+    text = members[0].source.config_path.read_text(encoding="utf-8")
+    # The modules that define the layers.
+    imports = [
+        line
+        for line in text.splitlines()
+        if line.startswith(("import ", "from "))
+    ]
+    made = f"# The average of {sources}, made with:\n"
+    return "\n".join([made, *imports, gin.operative_config_str()])
+
+
+def _with_weights(member, weights):
+    """Returns a member's model, as it was trained, with other weights."""
+    source = member.source
+    model = source.load_model(member.epoch)
+    if member.epoch is None:
+        # A single model is the user's own.
+        model = copy_of(model)
+    # Layers and variables are the same, without a softmax at the end.
+    logits_model(model).set_weights(weights)
+    return model
 
 
 class _Candidates:
-    """Averages and ensembles of some subjects, evaluated on the test split.
+    """Averages and ensembles of some members, evaluated on the test split.
 
-    `chosen` is a list of positions among `own`, the subjects.
+    `chosen` is a list of positions among `own`, the members.
     """
 
-    def __init__(self, subjects, own):
-        self._surface = subjects.surface("test")
-        self._vectors = [subjects.trained().index(s) for s in own]
-        self._info = subjects.info
+    def __init__(self, models, own):
+        self._surface = models.surface("test")
+        self._own = own
+        self._vectors = [models.trained().index(member) for member in own]
+        self._examples = models.examples
         self._known = {}
 
+    def names(self, chosen):
+        return ", ".join(self._own[i].name for i in chosen)
+
     def score(self, chosen):
-        metric = objectives.metric_name(self._info.multi_label)
+        metric = objectives.metric_name(self._examples.multi_label)
         return self.summary(chosen, "selection")[metric]
 
     def weights(self, chosen):
@@ -230,7 +302,7 @@ class _Candidates:
             logits = self._logits(chosen)
         rows = _EXAMPLES[examples]
         return objectives.summarize(
-            self._targets[rows], logits[rows], self._info
+            self._targets[rows], logits[rows], self._examples
         )
 
     def _logits(self, chosen):
@@ -249,7 +321,7 @@ class _Candidates:
 
     def _ensemble(self, logits):
         """Returns logits of the mean of probabilities, [N, C]."""
-        if not self._info.multi_label:
+        if not self._examples.multi_label:
             log_probabilities = [tf.nn.log_softmax(x) for x in logits]
             return tf.reduce_logsumexp(log_probabilities, axis=0).numpy()
         # Logit of the mean of sigmoids, without leaving the log domain.
@@ -258,7 +330,8 @@ class _Candidates:
         return (yes - no).numpy()
 
 
-def _figure(table, metric):
+def _figure(table):
+    metric = "auc" if "auc" in table else "accuracy"
     rows = table[table.examples == "all"]
     kinds = list(dict.fromkeys(rows.kind))
     models = [model for model in _MODELS if model in set(rows.model)]

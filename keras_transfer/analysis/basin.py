@@ -2,11 +2,19 @@
 
 import dataclasses
 import itertools
+import math
 
-import gin
 import numpy as np
+import pandas
 
-from keras_transfer.analysis.output import colour, new_figure
+from keras_transfer.analysis.declaration import (
+    Figure,
+    Statistic,
+    Table,
+    declare_analysis,
+)
+from keras_transfer.analysis.drawing import colour, new_figure
+from keras_transfer.analysis.statistics import mean_over_pairs
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 from keras_transfer.landscape.weight_space import Points
@@ -98,7 +106,8 @@ class Basin:
             1.
         gram: float [V, V], inner products of the vectors
             (`WeightSpace.gram`).
-        num_parameters: n, the dimension of parameter space.
+        num_trained: n, the dimension of parameter space: as frozen weights
+            have no noise, the number of the others.
         num_samples: int, draws for each expectation.
         seed: int.
 
@@ -110,10 +119,10 @@ class Basin:
     """
 
     def __init__(
-        self, evaluate, vertices, gram, num_parameters, num_samples=64, seed=0
+        self, evaluate, vertices, gram, num_trained, num_samples=64, seed=0
     ):
         self._evaluate = evaluate
-        self._num_parameters = num_parameters
+        self._num_trained = num_trained
         self._vertices = vertices = np.asarray(vertices, np.float64)
         self._gram = np.asarray(gram, np.float64)
         sides = (vertices[:, None] - vertices).reshape(-1, vertices.shape[1])
@@ -225,7 +234,7 @@ class Basin:
         if (condition, delta) not in self._outside_losses:
             points = Points(self._boundary)
             if condition == 2:
-                sigma = delta / np.sqrt(self._num_parameters)
+                sigma = delta / np.sqrt(self._num_trained)
                 sigma = np.full(len(self._seeds), sigma)
                 points = Points(self._boundary, sigma, self._seeds)
             else:
@@ -266,10 +275,69 @@ def boundary(first, second):
     return np.maximum(exits, 0.0)
 
 
-@gin.configurable
+def _smallest_margin(kind):
+    """Returns a statistic: how well pairs of a kind meet the definition."""
+
+    def compute(conditions):
+        own = conditions[conditions.kind == kind]
+        margins = own.groupby("set").margin.min()
+        pairs = [name.split(", ") for name in margins.index]
+        kept = [i for i, pair in enumerate(pairs) if len(pair) == 2]
+        if not kept:
+            raise UserError(f"There are not two {kind}s. Received: no pair.")
+        first, second = np.array([pairs[i] for i in kept]).T
+        return mean_over_pairs(first, second, margins.to_numpy()[kept])
+
+    return compute
+
+
+def _cost(options, models):
+    # As if there were two kinds, with as many models each.
+    sets = 2 * (math.comb(max(models // 2, 1), 2) + 1)
+    # The search for its boundary, then a dozen expectations.
+    return sets * (40 + 12 * options["num_samples"])
+
+
+_CLAIM = "Two P-Ts live in one basin; two RI-Ts do not."
+
+
+@declare_analysis(
+    figures=[
+        Figure(
+            "basin",
+            lambda table, conditions: _figure(table, conditions),
+            "Which solutions share a basin",
+            "By how much each set of models meets the three conditions of an "
+            "(epsilon, delta)-basin, with two standard errors: in the shaded "
+            "half it does.",
+            tables=("basin", "basin_conditions"),
+        )
+    ],
+    statistics=[
+        Statistic(
+            "C7",
+            _CLAIM,
+            "smallest margin of the three conditions of Definition 3.1, "
+            "P-T/P-T (nats)",
+            ">",
+            0.0,
+            _smallest_margin("P-T"),
+            tables=("basin_conditions",),
+        ),
+        Statistic(
+            "C7",
+            _CLAIM,
+            "the same for RI-T/RI-T, at the same epsilon and delta (nats)",
+            "<",
+            0.0,
+            _smallest_margin("RI-T"),
+            tables=("basin_conditions",),
+        ),
+    ],
+    cost=_cost,
+)
 def basin(
-    subjects,
-    output,
+    models,
     split: schema.Split = "test",
     tolerance: schema.Positive = 0.05,
     num_samples: schema.Several = 64,
@@ -288,12 +356,7 @@ def basin(
     `reference` models, two standard errors added.
 
     Args:
-        subjects: `Subjects`, two or more of one kind.
-        output: `Output`; receives basin.csv, what is returned,
-            basin_conditions.csv (one row per set and condition: kind, set,
-            epsilon, delta, condition, margin, margin_error, met),
-            basin_sensitivity.csv (the first set of `reference` models again,
-            one choice changed in each row) and the figure basin.
+        models: `Models`, two or more of one kind.
         split: "test" or "train": on whose images the loss is measured.
         tolerance: float, nats.
         num_samples: int, draws for each expectation.
@@ -305,27 +368,28 @@ def basin(
             the boundary search.
 
     Returns:
-        `pandas.DataFrame`, one row per set: kind, set (the members' names),
-        diameter (L2), extension (smallest and largest, in distances from the
-        members' mean), mu and epsilon (nats) with standard errors, delta (L2;
-        the smallest one at the estimated epsilon, often 0, as the grown
-        boundary already lies 2 epsilon above mu), delta_at_tolerance (the
-        smallest one at epsilon = `tolerance`) with standard errors, and verdict
-        ("basin", or "not condition 1" and the like).
+        `Table`, one row per set: kind, set (the members' names), diameter (L2),
+        extension (smallest and largest, in distances from the members' mean),
+        mu and epsilon (nats) with standard errors, delta (L2; the smallest one
+        at the estimated epsilon, often 0, as the grown boundary already lies
+        2 epsilon above mu), delta_at_tolerance (the smallest one at epsilon =
+        `tolerance`) with standard errors, and verdict ("basin", or "not
+        condition 1" and the like). Beside it basin_conditions, one row per set
+        and condition: kind, set, epsilon, delta, condition, margin,
+        margin_error, met; and, if wanted, basin_sensitivity: the first set of
+        `reference` models again, one choice changed in each row.
 
     Raises:
-        UserError: if no kind has two models.
+        UserError: if no kind has two models, or one is all frozen.
     """
-    import pandas
-
-    models = subjects.trained()
-    sets = _sets(models)
+    members = models.trained()
+    sets = _sets(members)
     if not sets:
         raise UserError(
             "A basin is sought around two or more models of one kind. "
-            f"Received: {', '.join(s.name for s in models)}."
+            f"Received: {', '.join(m.name for m in members) or 'none'}."
         )
-    surface = subjects.surface(split)
+    models.check_trainable("Condition 2 of a basin")
     choices = {
         "tolerance": tolerance,
         "num_samples": num_samples,
@@ -333,11 +397,11 @@ def basin(
         "step": 0.1,
     }
 
-    def estimate(members, **changed):
-        return _estimate(surface, output.results, models, members, **changed)
+    def estimate(chosen, **changed):
+        return _estimate(models, split, chosen, **(choices | changed))
 
-    found = [estimate(members, **choices) for members in sets]
-    kinds = [models[members[0]].kind for members in sets]
+    found = [estimate(chosen) for chosen in sets]
+    kinds = [members[chosen[0]].kind for chosen in sets]
     reference = reference if reference in kinds else kinds[0]
     deltas = [
         row["delta_at_tolerance"] + 2 * row["delta_at_tolerance_error"]
@@ -351,85 +415,63 @@ def basin(
         margins = region.margins(tolerance, delta)
         conditions += _condition_rows(row, margins, tolerance, delta)
         rows.append(row | {"verdict": _verdict(margins)})
-    table, conditions = pandas.DataFrame(rows), pandas.DataFrame(conditions)
-    output.table("basin", table)
-    output.table("basin_conditions", conditions)
-    output.figure("basin", _figure(table, conditions, tolerance, delta))
+    further = {"basin_conditions": pandas.DataFrame(conditions)}
     if sensitivity:
-        members = sets[kinds.index(reference)]
-        changes = [
-            {},
-            {"tolerance": tolerance / 2},
-            {"tolerance": tolerance * 2},
-            {"num_samples": num_samples // 2, "seed": seed + 1},
-            {"step": choices["step"] / 2},
-        ]
-        variants = pandas.DataFrame(
-            (choices | change) | estimate(members, **(choices | change))[1]
-            for change in changes
+        chosen = sets[kinds.index(reference)]
+        further["basin_sensitivity"] = pandas.DataFrame(
+            choices | change | estimate(chosen, **change)[1]
+            for change in _changes(**choices)
         )
-        output.table("basin_sensitivity", variants)
-    return table
+    return Table(pandas.DataFrame(rows), **further)
 
 
-def epsilon_ratio(table):
-    """Returns the statistic of claim C7, "two P-Ts live in one basin".
-
-    Args:
-        table: what `basin` returns.
-
-    Returns:
-        float, the smallest epsilon of the sets of RI-Ts over the largest of
-        those of P-Ts. Above 1, there is an epsilon at which P-Ts meet condition
-        1 and RI-Ts do not.
-
-    Raises:
-        UserError: if a kind is missing.
-    """
-    found = table.groupby("kind").epsilon.agg(["min", "max"])
-    if missing := {"P-T", "RI-T"} - set(found.index):
-        raise UserError(
-            "This statistic compares sets of P-Ts with sets of RI-Ts, so two "
-            f"runs of each must be named. Received: no {', '.join(missing)}."
-        )
-    return float(found["min"]["RI-T"] / found["max"]["P-T"])
+def _changes(tolerance, num_samples, seed, step):
+    """Returns what is changed of the choices, one change at a time."""
+    return [
+        {},
+        {"tolerance": tolerance / 2},
+        {"tolerance": tolerance * 2},
+        {"num_samples": max(2, num_samples // 2), "seed": seed + 1},
+        {"step": step / 2},
+    ]
 
 
-def _sets(models):
+def _sets(members):
     """Returns tuples of indices: all pairs of a kind, then all of the kind."""
     sets = []
-    for kind in dict.fromkeys(s.kind for s in models):
-        members = [i for i, s in enumerate(models) if s.kind == kind]
-        sets += itertools.combinations(members, 2)
-        if len(members) > 2:
-            sets.append(tuple(members))
+    for kind in dict.fromkeys(m.kind for m in members):
+        own = [i for i, m in enumerate(members) if m.kind == kind]
+        sets += itertools.combinations(own, 2)
+        if len(own) > 2:
+            sets.append(tuple(own))
     return sets
 
 
-def _estimate(
-    surface, results, models, members, tolerance, num_samples, seed, step
-):
+def _estimate(models, split, chosen, tolerance, num_samples, seed, step):
     """Returns the `Basin` of a grown set, and its row of the table."""
-    names = ", ".join(models[i].name for i in members)
+    members, surface = models.trained(), models.surface(split)
+    names = ", ".join(members[i].name for i in chosen)
 
     def evaluate(points):
-        return surface.evaluate(points, results, f"basin of {names}")["loss"]
+        return surface.evaluate(
+            points, models.evaluations, f"basin of {names}"
+        )["loss"]
 
     vertices, extensions = grow(
-        evaluate, np.eye(len(models))[list(members)], tolerance, step
+        evaluate, np.eye(len(members))[list(chosen)], tolerance, step
     )
     region = Basin(
         evaluate,
         vertices,
         surface.space.gram(),
-        surface.space.num_parameters,
+        surface.space.num_trained,
         num_samples,
         seed,
     )
     delta = region.smallest_delta()
     at_tolerance = region.smallest_delta(tolerance)
     return region, {
-        "kind": models[members[0]].kind,
+        "kind": members[chosen[0]].kind,
         "set": names,
         "diameter": region.diameter,
         "least_extension": extensions.min(),
@@ -496,7 +538,8 @@ def _not_nan(losses):
     return np.where(np.isnan(losses), np.inf, losses)
 
 
-def _figure(table, conditions, epsilon, delta):
+def _figure(table, conditions):
+    epsilon, delta = conditions.epsilon.iloc[0], conditions.delta.iloc[0]
     names = {
         1: "1: E |l - mu| <= epsilon",
         2: "2: noise off the boundary\nadds 2 epsilon",

@@ -8,21 +8,26 @@ images rises above epsilon (Chatterji, Neyshabur and Sedghi 2020)?
 import itertools
 import math
 
-import gin
 import numpy as np
+import pandas
 from tqdm import tqdm
 
-from keras_transfer.analysis.output import colour, new_figure
+from keras_transfer.analysis.declaration import (
+    Figure,
+    Statistic,
+    Table,
+    declare_analysis,
+)
+from keras_transfer.analysis.drawing import colour, new_figure
+from keras_transfer.analysis.rewinding import END_POINTS
+from keras_transfer.analysis.statistics import mean_over_seeds
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 from keras_transfer.landscape.module_loss import (
-    END_POINTS,
     LEVELS,
-    Checkpoints,
     Levels,
     Perturbations,
     parts,
-    subject_suffixes,
 )
 
 PATHS = ("direct", "optimization")
@@ -34,12 +39,85 @@ _GRID_COLUMNS = ("a", "sigma", "distance", "error", "standard_error")
 _ROUNDING = 1e-7
 
 
-@gin.configurable
+def _direct(found):
+    """Returns the rows of the direct path to the final weights."""
+    return found[(found.path == "direct") & (found.end_point == "final")]
+
+
+def _heat_maps(path, end_point):
+    """Returns the figure of one path, a heat map for each module."""
+    return Figure(
+        f"criticality_{path}_{end_point}",
+        lambda grid: _module_figure(grid, path, end_point),
+        f"Criticality, {path} path, {end_point} weights",
+        "Mean error over the models of a kind where one module lies at "
+        "position a of its path and bears noise sigma, a heat map for each "
+        "module: the larger the dark area, the less critical the module.",
+        tables=("criticality_grid",),
+    )
+
+
+@declare_analysis(
+    figures=[
+        Figure(
+            "criticality",
+            lambda table: _bar_figure(table),
+            "Criticality of each module",
+            "How critical each module is, from the first to the last, on four "
+            "paths: bars are medians over the models of a kind, dots the "
+            "models.",
+        ),
+        Figure(
+            "criticality_first_module",
+            lambda grid: _first_module_figure(grid),
+            "Criticality of the first module",
+            "The heat maps of the first module on all four paths.",
+            tables=("criticality_grid",),
+        ),
+        *itertools.starmap(_heat_maps, itertools.product(PATHS, END_POINTS)),
+    ],
+    statistics=[
+        Statistic(
+            "C8",
+            "Higher modules are more sensitive than lower ones.",
+            "rank correlation of a module's criticality with its depth, direct "
+            "path, final weights",
+            ">",
+            0.0,
+            lambda table: mean_over_seeds(
+                _direct(depth_correlation(table)).correlation.dropna()
+            ),
+        ),
+        Statistic(
+            "C9",
+            "The same pattern on direct and optimization paths, from final and "
+            "optimal weights.",
+            "rank correlation of module criticality, mean over pairs of the "
+            "four paths",
+            ">",
+            0.0,
+            lambda table: mean_over_seeds(
+                path_agreement(table).agreement.dropna()
+            ),
+        ),
+        Statistic(
+            "C10",
+            "fc is critical for P-T.",
+            "share of the other modules that are less critical than the head",
+            ">",
+            0.5,
+            lambda table: mean_over_seeds(
+                _direct(head_rank(table)).query("kind == 'P-T'").share
+            ),
+        ),
+    ],
+    cost=lambda options, models: models * _grid_points(options),
+    by_module=True,
+)
 def criticality(
-    subjects,
-    output,
-    positions: tuple[float, ...] = gin.REQUIRED,
-    sigmas: tuple[float, ...] = gin.REQUIRED,
+    models,
+    positions: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    sigmas: tuple[float, ...] = (0.016, 0.031, 0.063, 0.125, 0.25, 0.5, 1.0),
     num_draws: schema.Several = 4,
     refinements: schema.Natural = 1,
     margin: schema.NotNegative = 0.01,
@@ -56,13 +134,8 @@ def criticality(
     nothing is evaluated twice.
 
     Args:
-        subjects: `Subjects`; those trained on the target are looked at.
-        output: `Output`; receives criticality.csv, what is returned,
-            criticality_grid.csv (one row per model, path, end point, level,
-            module and grid point: see `module_criticality`) and the figures,
-            of the first of `levels`,
-            criticality (by depth), criticality_<first module> (its four paths)
-            and criticality_<path>_<end point> (a heat map per module).
+        models: `Models`; those trained on the target are looked at, each a run
+            or a `Trajectory` with its epoch 0.
         positions: floats in [0, 1], ascending from 0 to 1.
         sigmas: floats in (0, 1], ascending.
         num_draws: int, draws of noise, at least 2.
@@ -73,24 +146,26 @@ def criticality(
         seed: int, of the noise.
 
     Returns:
-        `pandas.DataFrame`, one row per model, path, end point, level and
-        module, in order of depth, and a last one of module "total", the sum
-        over modules (and depth NaN): kind, name, path, end_point, epoch (of the
-        end point), level, module, depth, and the columns of
-        `module_criticality`.
+        `Table`, one row per model, path, end point, level and module, in order
+        of depth, and a last one of module "total", the sum over modules (and
+        depth NaN): kind, name, path, end_point, epoch (of the end point),
+        level, module, depth, and the columns of `module_criticality`. Beside it
+        criticality_grid, one row per model, path, end point, level, module and
+        grid point.
 
     Raises:
-        UserError: if a checkpoint is missing, or an argument cannot be used.
+        UserError: if a model has no epochs or is all frozen, a checkpoint is
+            missing, or an argument cannot be used.
     """
-    import pandas
-
-    suffixes = subject_suffixes(subjects, "train", with_auc=False)
-    cases = list(itertools.product(subjects.trained(), END_POINTS))
+    _check_grid(positions, sigmas)
+    models.check_trainable("Criticality")
+    module_loss = models.module_loss("train", with_auc=False)
+    cases = list(itertools.product(models.trained(), END_POINTS))
     tables, grids = [], []
-    for subject, end_point in tqdm(cases, "criticality", unit="end point"):
-        paths = run_paths(subject.run, end_point)
+    for member, end_point in tqdm(cases, "criticality", unit="end point"):
+        paths = _paths(models, member, end_point)
         found, grid = module_criticality(
-            suffixes,
+            module_loss,
             paths,
             levels,
             positions,
@@ -99,10 +174,10 @@ def criticality(
             refinements,
             margin,
             seed=seed,
-            results=output.results,
-            description=f"{subject.name}, {end_point}",
+            evaluations=models.evaluations,
+            description=f"{member.name}, {end_point}",
         )
-        labels = {"kind": subject.kind, "name": subject.name}
+        labels = {"kind": member.kind, "name": member.name}
         labels |= {"end_point": end_point}
         labels |= {"epoch": paths["optimization"].epochs[-1]}
         tables.append(found.assign(**labels))
@@ -112,17 +187,25 @@ def criticality(
         pandas.concat(t, ignore_index=True).set_index(first).reset_index()
         for t in (tables, grids)
     )
-    output.table("criticality", table)
-    output.table("criticality_grid", grid)
-    _draw_figures(output, table, grid, levels)
-    return table
+    return Table(table, criticality_grid=grid)
 
 
-def run_paths(run, end_point):
-    """Returns the two paths of a run that lead to one end point.
+def _grid_points(options):
+    """Returns how many points are evaluated of each module of a model."""
+    draws = options["num_draws"]
+    noisy = draws * len(options["sigmas"])
+    grid = len(options["positions"]) * (1 + noisy)
+    # A refinement looks at the eight points around the minimum.
+    refined = 8 * draws * options["refinements"]
+    return len(PATHS) * len(END_POINTS) * (grid + refined)
+
+
+def _paths(models, member, end_point):
+    """Returns the two paths of a member that lead to one end point.
 
     Args:
-        run: the `runs.Run`.
+        models: `Models`.
+        member: one of them.
         end_point: "final", the last epoch, or "optimal", the best one.
 
     Returns:
@@ -132,17 +215,17 @@ def run_paths(run, end_point):
     Raises:
         UserError: if a checkpoint is missing.
     """
-    last = run.resolve_epoch(END_POINTS[end_point])
-    run.resolve_epoch(0)
-    epochs = [epoch for epoch in run.epochs() if epoch <= last]
+    first = member.source.resolve_epoch(0)
+    last = member.source.resolve_epoch(END_POINTS[end_point])
+    epochs = [epoch for epoch in member.source.epochs() if epoch <= last]
     return {
-        "direct": Checkpoints(run, [0, last]),
-        "optimization": Checkpoints(run, epochs),
+        "direct": models.checkpoints(member, [first, last]),
+        "optimization": models.checkpoints(member, epochs),
     }
 
 
 def module_criticality(
-    suffixes,
+    module_loss,
     paths,
     levels,
     positions,
@@ -151,8 +234,7 @@ def module_criticality(
     refinements,
     margin,
     seed=0,
-    measure="error",
-    results=None,
+    evaluations=None,
     description="criticality",
 ):
     """Measures criticality on paths that lead to one end point.
@@ -164,7 +246,8 @@ def module_criticality(
              over 0 <= a <= 1, 0 < sigma <= 1 with
              E_u error(theta_a + u) <= epsilon,   u ~ N(0, sigma^2)
 
-    on every trainable coordinate of the module. On the direct line the
+    on every trainable coordinate of the module; the distance is over frozen
+    weights too, which may differ. On the direct line the
     numerator is the definition's a^2 ||theta_1 - theta_0||^2. A path of n
     stored checkpoints is a polyline, a (n - 1) the position on it: of 4 that
     is, a = 0.5 lies half way between the second and the third.
@@ -180,19 +263,18 @@ def module_criticality(
     Source: paper section 3.4; Chatterji et al. 2020, definition 3.
 
     Args:
-        suffixes: `Suffixes` with the means `measure`.
+        module_loss: `ModuleLoss` with the mean "error".
         paths: {name: sequence of weight vectors}, each a list of arrays, as
             `model.get_weights()` gives them; all end in the same vector, the
             end point. What is not needed is not asked for.
-        levels: of "block" and "group", see `suffixes.parts`.
+        levels: of "block" and "group", see `module_loss.parts`.
         positions: floats, ascending from 0 to 1.
         sigmas: floats in (0, 1], ascending.
         num_draws: int, draws of noise, at least 2.
         refinements: int, how often the grid is refined.
         margin: float; epsilon is the end point's own error and this much more.
         seed: int, of the noise.
-        measure: the column of `suffixes` that is to stay below epsilon.
-        results: None or `Results`, see `Suffixes.evaluate`.
+        evaluations: see `ModuleLoss.evaluate`.
         description: str, beside the progress bar.
 
     Returns:
@@ -206,15 +288,12 @@ def module_criticality(
         the grid's minimum whatever the status; a, sigma and distance
         (||theta_a - theta_0||) where it lies; epsilon. And by grid point of
         these (path, level, module, depth, refinement: 0 for the given grid): a,
-        sigma, distance, error (mean over draws), standard_error.
+        sigma, distance, error (mean over draws), standard_error; and epsilon.
 
     Raises:
         UserError: if an argument cannot be used.
     """
-    import pandas
-
-    _check_grid(positions, sigmas, num_draws)
-    named = {level: parts(suffixes.chain, level) for level in levels}
+    named = {level: parts(module_loss.chain, level) for level in levels}
     every_part = {part for own in named.values() for part in own.values()}
     start = list(itertools.product(positions, [0.0, *sigmas]))
     wanted = {key: start for key in itertools.product(paths, every_part)}
@@ -222,7 +301,7 @@ def module_criticality(
     seeds = (seed * num_draws) % 2**30 + np.arange(num_draws)
     for refinement in range(refinements + 1):
         measured = _measure(
-            suffixes, paths, wanted, seeds, measure, results, description
+            module_loss, paths, wanted, seeds, evaluations, description
         )
         for key, rows in measured.items():
             rows = rows.assign(refinement=refinement)
@@ -314,8 +393,6 @@ def path_agreement(table):
         criticality, ranked as in `depth_correlation`; pairs of which one has
         all modules equal are left out.
     """
-    import pandas
-
     modules = _ranked(table)
     rows = []
     for (kind, name), own in modules.groupby(["kind", "name"], sort=False):
@@ -354,7 +431,7 @@ def head_rank(table):
     return found.rename("share").reset_index()
 
 
-def _check_grid(positions, sigmas, num_draws):
+def _check_grid(positions, sigmas):
     positions, sigmas = np.asarray(positions), np.asarray(sigmas)
     if (
         len(positions) < 2
@@ -374,23 +451,17 @@ def _check_grid(positions, sigmas, num_draws):
             "The noise levels are two or more, ascend, and lie above 0 and at "
             f"most at 1. Received: sigmas={tuple(sigmas.tolist())}."
         )
-    if num_draws < 2:
-        raise UserError(
-            "Standard errors take at least two draws of noise. Received: "
-            f"num_draws={num_draws}."
-        )
 
 
-def _measure(suffixes, paths, wanted, seeds, measure, results, description):
+def _measure(module_loss, paths, wanted, seeds, evaluations, description):
     """Evaluates grid points.
 
     Args:
-        suffixes: `Suffixes`.
+        module_loss: `ModuleLoss`.
         paths: {name: sequence of weight vectors}.
         wanted: {(path, part): list of (a, sigma)}.
         seeds: int [R], of the draws.
-        measure: str, the column wanted.
-        results: None or `Results`.
+        evaluations: None or `Evaluations`.
         description: str.
 
     Returns:
@@ -406,7 +477,11 @@ def _measure(suffixes, paths, wanted, seeds, measure, results, description):
     for (path, part), points in wanted.items():
         on_path = places[path]
         distances[path, part] = _distances(
-            suffixes, part, vectors, {on_path[a] for a, _ in points}, on_path[0]
+            module_loss,
+            part,
+            vectors,
+            {on_path[a] for a, _ in points},
+            on_path[0],
         )
         requests.setdefault(part, []).extend(
             (on_path[a], sigma, seed)
@@ -414,17 +489,17 @@ def _measure(suffixes, paths, wanted, seeds, measure, results, description):
             # Without noise, one draw is as good as many.
             for seed in (seeds if sigma else seeds[:1])
         )
-    found = suffixes.evaluate(
+    found = module_loss.evaluate(
         vectors,
         0,
         {
             part: Perturbations(*map(np.array, zip(*rows, strict=True)))
             for part, rows in requests.items()
         },
-        results,
+        evaluations,
         description,
     )
-    values = {part: iter(columns[measure]) for part, columns in found.items()}
+    values = {part: iter(columns["error"]) for part, columns in found.items()}
     return {
         (path, part): _rows(
             points,
@@ -438,8 +513,6 @@ def _measure(suffixes, paths, wanted, seeds, measure, results, description):
 
 def _rows(points, distances, num_draws, values):
     """Takes each point's errors from the iterator `values`."""
-    import pandas
-
     rows = []
     for (a, sigma), distance in zip(points, distances, strict=True):
         count = num_draws if sigma else 1
@@ -477,14 +550,14 @@ def _corners(paths, wanted):
     return vectors, places
 
 
-def _distances(suffixes, part, vectors, places, origin):
+def _distances(module_loss, part, vectors, places, origin):
     """Returns {place: L2 distance of a part's weights from the origin}."""
 
     def weights(place):
         k, f = int(place), place % 1
-        found = suffixes.trained(part, vectors[k]).astype(np.float64)
+        found = module_loss.parameters(part, vectors[k]).astype(np.float64)
         if f:
-            other = suffixes.trained(part, vectors[k + 1])
+            other = module_loss.parameters(part, vectors[k + 1])
             found = (1 - f) * found + f * other
         return found
 
@@ -520,8 +593,6 @@ def _refined(grid, epsilon):
 
 def _tables(named, paths, minima, grids):
     """Returns the two tables of `module_criticality`."""
-    import pandas
-
     table, grid = [], []
     for path, (level, own) in itertools.product(paths, named.items()):
         rows = []
@@ -531,9 +602,9 @@ def _tables(named, paths, minima, grids):
             rows.append(labels | minima[path, part])
             # Labels first.
             grid.append(
-                grids[path, part].assign(**labels)[
-                    [*labels, "refinement", *_GRID_COLUMNS]
-                ]
+                grids[path, part].assign(
+                    **labels, epsilon=minima[path, part]["epsilon"]
+                )[[*labels, "refinement", *_GRID_COLUMNS, "epsilon"]]
             )
         table += [*rows, _total(rows)]
     return pandas.DataFrame(table), pandas.concat(grid, ignore_index=True)
@@ -564,27 +635,10 @@ def _ranked(table):
     return blocks.assign(rank=rank)
 
 
-def _draw_figures(output, table, grid, levels):
-    level = levels[0]
-    table = table[(table.level == level) & (table.module != TOTAL)]
-    grid = grid[(grid.level == level) & (grid.refinement == 0)]
-    grid = grid[grid.sigma > 0]
-    epsilon = table.epsilon.mean()
-    output.figure("criticality", _bar_figure(table))
-    first = table.module.iloc[0]
-    output.figure(
-        f"criticality_{first}",
-        _first_module_figure(grid[grid.module == first], first, epsilon),
-    )
-    for path, end_point in itertools.product(PATHS, END_POINTS):
-        rows = grid[(grid.path == path) & (grid.end_point == end_point)]
-        output.figure(
-            f"criticality_{path}_{end_point}",
-            _module_figure(rows, path, end_point, epsilon),
-        )
-
-
-def _first_module_figure(grid, module, epsilon):
+def _first_module_figure(grid):
+    grid = _shown(grid)
+    module, epsilon = grid.module.iloc[0], grid.epsilon.mean()
+    grid = grid[grid.module == module]
     kinds = list(dict.fromkeys(grid.kind))
     columns = list(itertools.product(kinds, END_POINTS))
     figure, axes = new_figure(
@@ -607,7 +661,10 @@ def _first_module_figure(grid, module, epsilon):
     )
 
 
-def _module_figure(grid, path, end_point, epsilon):
+def _module_figure(grid, path, end_point):
+    grid = _shown(grid)
+    epsilon = grid.epsilon.mean()
+    grid = grid[(grid.path == path) & (grid.end_point == end_point)]
     kinds = list(dict.fromkeys(grid.kind))
     modules = list(dict.fromkeys(grid.module))
     figure, axes = new_figure(
@@ -631,6 +688,12 @@ def _module_figure(grid, path, end_point, epsilon):
         f"Criticality, {path} path, {end_point} end point",
         epsilon,
     )
+
+
+def _shown(grid):
+    """Returns what heat maps show: the given grid, of the first level."""
+    grid = grid[(grid.level == grid.level.iloc[0]) & (grid.refinement == 0)]
+    return grid[grid.sigma > 0]
 
 
 def _heat_map(axes, grid, epsilon):
@@ -672,6 +735,9 @@ def _finish_heat_maps(figure, axes, image, title, epsilon):
 
 def _bar_figure(table):
     """Draws criticality against depth, kinds side by side."""
+    table = table[
+        (table.level == table.level.iloc[0]) & (table.module != TOTAL)
+    ]
     positive = table.at_most[(table.at_most > 0) & (table.status == "finite")]
     low, high = (
         (positive.min() / 10, positive.max() * 10)
@@ -684,7 +750,7 @@ def _bar_figure(table):
         list(dict.fromkeys(table[column])) for column in ("kind", "module")
     )
     figure, axes = new_figure(
-        2 + 1.0 * len(modules), 6.4, 2, 2, sharex=True, sharey=True
+        max(6.4, 2 + len(modules)), 6.4, 2, 2, sharex=True, sharey=True
     )
     for row, path in zip(axes, PATHS, strict=True):
         for panel, end_point in zip(row, END_POINTS, strict=True):

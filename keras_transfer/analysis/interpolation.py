@@ -163,7 +163,9 @@ _CLAIM = (
         ),
     ],
     cost=lambda options, models: (
-        options["num_points"] * math.comb(models, 2) * len(options["splits"] or ("test", "train"))
+        options["num_points"]
+        * math.comb(models, 2)
+        * len(options["splits"] or ("test", "train"))
     ),
 )
 def interpolation(

@@ -3,33 +3,61 @@
 import math
 from typing import Annotated
 
-import gin
 import numpy as np
+import pandas
 from tqdm import tqdm
 
-from keras_transfer.analysis.output import new_figure
+from keras_transfer.analysis.declaration import Figure, declare_analysis
+from keras_transfer.analysis.drawing import new_figure
 from keras_transfer.config import schema
 from keras_transfer.landscape.module_loss import (
-    END_POINTS,
     LEVELS,
-    Checkpoints,
     Levels,
     Perturbations,
     parts,
-    subject_suffixes,
 )
 
+# Where all other modules are: {name: which epoch}.
+END_POINTS = {"final": "last", "optimal": "best"}
+_SPLITS = ("train", "test")
 _Epochs = Annotated[tuple[schema.Natural, ...], schema.NotEmpty()]
 # Of the checkpoints of one model, so many are in memory at a time.
 _CHECKPOINT_BYTES = 2 * 2**30
+_TEXT = (
+    "Mean error over the models of a kind, one module set back to an earlier "
+    "epoch and all others left where they are: what may be set back without "
+    "loss has hardly been trained."
+)
 
 
-@gin.configurable
+@declare_analysis(
+    figures=[
+        Figure(
+            "rewinding_final",
+            lambda table: _figure(table, "final"),
+            "Rewinding one module, others at the last epoch",
+            _TEXT,
+        ),
+        Figure(
+            "rewinding_optimal",
+            lambda table: _figure(table, "optimal"),
+            "Rewinding one module, others at the best epoch",
+            _TEXT,
+        ),
+    ],
+    cost=lambda options, models: (
+        models
+        * len(END_POINTS)
+        # How many checkpoints there will be is not known.
+        * len(options["epochs"] or range(60))
+        * len(options["splits"] or _SPLITS)
+    ),
+    by_module=True,
+)
 def rewinding(
-    subjects,
-    output,
+    models,
     epochs: _Epochs | None = None,
-    splits: schema.Splits = ("train", "test"),
+    splits: schema.Splits | None = None,
     levels: Levels = LEVELS,
 ):
     """Sets each module back to what it was at earlier epochs.
@@ -39,13 +67,12 @@ def rewinding(
     2019.
 
     Args:
-        subjects: `Subjects`; those trained on the target are looked at.
-        output: `Output`; receives rewinding.csv, what is returned, and the
-            figures rewinding_final and rewinding_optimal (error by module and
-            epoch, mean over models of a kind).
+        models: `Models`; those trained on the target are looked at, each a run
+            or a `Trajectory`.
         epochs: integers, the epochs to set back to; None for all stored ones.
             Those after the end point are left out.
-        splits: of "train" (without augmentation) and "test".
+        splits: of "train" (without augmentation) and "test"; None: those that
+            the data have.
         levels: of "block" (modules) and "group" (conv1, layer1, ..., fc).
 
     Returns:
@@ -56,84 +83,89 @@ def rewinding(
         and for multi-label data auc and auc_<finding>.
 
     Raises:
-        UserError: if a checkpoint is missing, or an argument cannot be used.
+        UserError: if a model has no epochs, or a checkpoint is missing.
     """
-    import pandas
-
-    suffixes = {split: subject_suffixes(subjects, split) for split in splits}
-    tables = []
-    for subject in tqdm(subjects.trained(), "rewinding", unit="model"):
-        ends = [subject.run.resolve_epoch(e) for e in END_POINTS.values()]
-        for stretch in _stretches(subject.run, epochs):
-            loaded = [*ends, *stretch]
-            vectors = list(Checkpoints(subject.run, loaded))
-            for end, end_point in enumerate(END_POINTS):
-                chosen = [
-                    k
-                    for k in range(len(ends), len(loaded))
-                    if loaded[k] <= ends[end]
-                ]
-                labels = {"kind": subject.kind, "name": subject.name}
-                labels |= {"end_point": end_point, "end_epoch": ends[end]}
-                for split in splits if chosen else ():
-                    found = rewound(
-                        suffixes[split],
-                        vectors,
-                        end,
-                        chosen,
-                        levels,
-                        output.results,
-                        f"{subject.name}, {end_point}, {split}",
-                    )
-                    found.insert(3, "epoch", [loaded[k] for k in found.vector])
-                    found = found.drop(columns="vector")
-                    tables.append(found.assign(**labels, split=split))
+    members = models.trained(1, "Rewinding")
+    splits = splits or [s for s in _SPLITS if models.examples.has(s)]
+    tables = [
+        table
+        for member in tqdm(members, "rewinding", unit="model")
+        for stretch in _stretches(models, member, epochs)
+        for table in _set_back(models, member, stretch, splits, levels)
+    ]
     table = pandas.concat(tables, ignore_index=True)
-    table = table.set_index([*labels, "split"]).reset_index()
-    output.table("rewinding", table)
-    for end_point in END_POINTS:
-        rows = table[(table.end_point == end_point)]
-        figure = _figure(rows[rows.level == levels[0]], end_point)
-        output.figure(f"rewinding_{end_point}", figure)
-    return table
+    first = ["kind", "name", "end_point", "end_epoch", "split"]
+    return table.set_index(first).reset_index()
 
 
-def rewound(
-    suffixes,
-    vectors,
-    end,
-    chosen,
-    levels=LEVELS,
-    results=None,
-    description="rewinding",
+def _stretches(models, member, epochs):
+    """Yields lists of epochs whose checkpoints are in memory together."""
+    source = member.source
+    if epochs is None:
+        # A model without a past says so.
+        epochs = source.epochs() or [0]
+    epochs = sorted({source.resolve_epoch(epoch) for epoch in epochs})
+    size = sum(array.nbytes for array in models.weights(member))
+    count = max(1, math.floor(_CHECKPOINT_BYTES / size))
+    for start in range(0, len(epochs), count):
+        yield epochs[start : start + count]
+
+
+def _set_back(models, member, epochs, splits, levels):
+    """Yields a table for each end point and split."""
+    ends = [member.source.resolve_epoch(e) for e in END_POINTS.values()]
+    loaded = [*ends, *epochs]
+    vectors = list(models.checkpoints(member, loaded))
+    for end, end_point in enumerate(END_POINTS):
+        chosen = [
+            k for k in range(len(ends), len(loaded)) if loaded[k] <= ends[end]
+        ]
+        for split in splits if chosen else ():
+            found = _rewound(
+                models.module_loss(split),
+                vectors,
+                end,
+                chosen,
+                levels,
+                models.evaluations,
+                f"{member.name}, {end_point}, {split}",
+            )
+            found.insert(3, "epoch", [loaded[k] for k in found.vector])
+            yield found.drop(columns="vector").assign(
+                kind=member.kind,
+                name=member.name,
+                end_point=end_point,
+                end_epoch=ends[end],
+                split=split,
+            )
+
+
+def _rewound(
+    module_loss, vectors, end, chosen, levels, evaluations, description
 ):
     """Sets each module of a model to what it is in other weight vectors.
 
     Args:
-        suffixes: `Suffixes`.
+        module_loss: `ModuleLoss`.
         vectors: K lists of arrays, each as `model.get_weights()` gives them.
         end: int, which of them all other modules are set to.
         chosen: integers, which of them one module is set to.
-        levels: of "block" and "group", see `suffixes.parts`.
-        results: None or `Results`, see `Suffixes.evaluate`.
-        description: str, beside the progress bar.
+        levels: see `module_loss.parts`.
+        evaluations: see `ModuleLoss.evaluate`.
+        description: likewise.
 
     Returns:
         `pandas.DataFrame`, one row per level, module and vector: level, module,
-        depth, vector (its index), and the columns of `suffixes`.
-
-    Raises:
-        UserError: if the vectors do not fit.
+        depth, vector (its index), and the columns of `module_loss`.
     """
-    import pandas
-
-    named = {level: parts(suffixes.chain, level) for level in levels}
-    request = Perturbations(np.array(chosen, np.float64))
-    found = suffixes.evaluate(
+    named = {level: parts(module_loss.chain, level) for level in levels}
+    set_back = Perturbations(np.array(chosen, np.float64))
+    every_part = [part for own in named.values() for part in own.values()]
+    found = module_loss.evaluate(
         vectors,
         end,
-        {part: request for own in named.values() for part in own.values()},
-        results,
+        dict.fromkeys(every_part, set_back),
+        evaluations,
         description,
     )
     tables = [
@@ -147,19 +179,9 @@ def rewound(
     return pandas.concat(tables, ignore_index=True)
 
 
-def _stretches(run, epochs):
-    """Yields lists of epochs whose checkpoints are in memory together."""
-    if epochs is None:
-        epochs = run.epochs()
-    epochs = sorted({run.resolve_epoch(epoch) for epoch in epochs})
-    weights = Checkpoints(run, epochs)[0]
-    size = sum(array.nbytes for array in weights)
-    count = max(1, math.floor(_CHECKPOINT_BYTES / size))
-    for start in range(0, len(epochs), count):
-        yield epochs[start : start + count]
-
-
 def _figure(table, end_point):
+    table = table[table.end_point == end_point]
+    table = table[table.level == table.level.iloc[0]]
     kinds, splits = (
         list(dict.fromkeys(table[column])) for column in ("kind", "split")
     )
