@@ -2,7 +2,7 @@
 
     python tests/kill_study.py DIRECTORY [--kills=50] [FLAGS OF bin/reproduce]
 
-Carries out a study in DIRECTORY/whole undisturbed, and the same study in
+Runs a study in DIRECTORY/whole undisturbed, and the same study in
 DIRECTORY/killed with SIGKILL at random moments: anywhere, while a checkpoint or
 another file is being written, and while the claims and the report are. After
 each kill it checks that nothing finished was lost or done again, and at the end
@@ -23,7 +23,8 @@ import time
 
 import commands
 import numpy as np
-import tensorflow as tf
+
+from keras_transfer.runs.checkpoints import read_arrays
 
 # Where a kill can be aimed at.
 MOMENTS = ("anywhere", "writing", "report")
@@ -40,7 +41,7 @@ def start(path, flags):
 
 
 def finish(path, flags):
-    """Carries out the study to its end; returns the seconds it took."""
+    """Runs the study to its end; returns the seconds it took."""
     began = time.monotonic()
     status = start(path, flags).wait()
     assert status == 0, path.with_suffix(".log").read_text()[-2000:]
@@ -163,27 +164,25 @@ def differences(whole, killed):
             found.append(str(file.relative_to(whole)))
     for directory in sorted(whole.rglob("epoch-*")):
         other = killed / directory.relative_to(whole)
-        if not _same_weights(directory, other):
+        if not _same_arrays(directory, other):
             found.append(str(directory.relative_to(whole)))
     if not (killed / "report.html").is_file():
         found.append("report.html")
     return found
 
 
-def _same_weights(first, second):
-    if not second.is_dir():
+def _same_arrays(first, second):
+    """Returns whether two checkpoints hold the same weights and the rest."""
+    names = {path.name for path in first.iterdir()}
+    if not second.is_dir() or {p.name for p in second.iterdir()} != names:
         return False
-    readers = [
-        tf.train.load_checkpoint(str(path / "checkpoint"))
-        for path in (first, second)
-    ]
-    names = [r.get_variable_to_shape_map() for r in readers]
-    return names[0] == names[1] and all(
-        np.array_equal(*(np.asarray(r.get_tensor(name)) for r in readers))
-        for name in names[0]
-        # Which objects there are, not what is in them.
-        if not name.startswith("_CHECKPOINTABLE")
-    )
+    for name in names:
+        one, other = read_arrays(first / name), read_arrays(second / name)
+        if list(one) != list(other) or not all(
+            np.array_equal(one[path], other[path]) for path in one
+        ):
+            return False
+    return True
 
 
 def run(directory, kills, flags, seed=0, at_report=0.1):

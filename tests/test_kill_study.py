@@ -4,8 +4,10 @@ import json
 
 import commands
 import kill_study
+import numpy as np
 import pytest
-import tensorflow as tf
+
+from keras_transfer.runs.checkpoints import write_arrays
 
 FLAGS = [
     f"--gin_file={commands.ROOT}/gin/study_digits.gin",
@@ -30,8 +32,8 @@ def test_a_killed_study_ends_as_if_left_alone(tmp_path):
 def write_weights(study, value):
     path = study / "runs" / "P" / "checkpoints" / "epoch-0001"
     path.mkdir(parents=True, exist_ok=True)
-    weights = tf.train.Checkpoint(weight=tf.Variable(value))
-    weights.write(str(path / "checkpoint"))
+    arrays = {"dense/kernel": np.array([value], np.float32)}
+    write_arrays(path / "weights.safetensors", arrays)
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import time
 import commands
 import pandas
 import pytest
-from test_study import TINY, completions, tiny
+from test_study import TINY, check_own, completions, tiny, write_own
 
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
-from keras_transfer.study import OnRay, Runner, reproduce
+from keras_transfer.study import OnRay, Runner
+from keras_transfer.study.reproduce import reproduce
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -240,3 +241,11 @@ def test_the_command_is_stopped_and_goes_on(tmp_path):
     assert holder(first.path) is None
     status, _, errors = commands.run("reproduce", *flags)
     assert status == 0, errors
+
+
+@pytest.mark.long
+def test_a_new_analysis_is_found_by_workers(tmp_path):
+    flags = write_own(tmp_path)
+    status, _, errors = commands.run("reproduce", *flags, "--executor=ray")
+    assert status == 0, errors
+    check_own(tmp_path / "study")

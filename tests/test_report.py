@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 import pytest
 
-from keras_transfer.analysis.output import new_figure
+from keras_transfer.analysis.drawing import new_figure
 from keras_transfer.study.report import Report, write_report
 
 NASTY = "<script>throw 'R&D'</script>"
@@ -78,7 +78,7 @@ def claim(name, target, value, low, high, verdict, **others):
         "low": low,
         "high": high,
         "direction": ">",
-        "line": 0.0,
+        "threshold": 0.0,
         "finding": verdict,
         "verdict": verdict,
         "note": "",
@@ -94,7 +94,7 @@ def claims():
             claim("C2", "a", 0.2, -0.1, 0.4, "inconclusive"),
             claim("C2", NASTY, 0.3, 0.1, 0.4, "reproduced"),
             claim("C6", "a", 0.9, 0.8, 1.0, "not reproduced", **barrier)
-            | {"direction": "<", "line": 0.05},
+            | {"direction": "<", "threshold": 0.05},
             claim("C10", "a", NAN, NAN, NAN, "not decided", note=NASTY)
             | {"figure": "analyses/a/gone", "table": "analyses/a/gone"},
             claim("C12", "a", -5.0, NAN, NAN, "inconclusive", **barrier),
@@ -219,6 +219,20 @@ def test_the_data_come_back_as_they_were(page):
     assert saved["claims.csv"].decode() == claims().to_csv(index=False)
     assert saved["runs.csv"].decode() == runs().to_csv(index=False)
     assert saved["curves.csv"].decode() == curves().to_csv(index=False)
+
+
+def test_a_table_is_embedded_once(page):
+    links = [a for _, a, _ in page.all("a") if "download" in a]
+    names = [link["download"] for link in links]
+    assert len(set(names)) == len(names)
+    (link,) = [a for a in links if a["download"] == "analyses_a_barrier.csv"]
+    again = [
+        text
+        for _, attributes, text in page.all("a")
+        if attributes["href"] == f"#{link['id']}"
+    ]
+    # Of C6 and of C12, which have the same one.
+    assert again == ["Data above"]
 
 
 def test_what_others_have_named_is_text(page):

@@ -1,11 +1,11 @@
-"""Studies: which runs and analyses, carrying them out, claims, the report."""
+"""Studies: which runs and analyses, running them, claims, the report."""
 
-from keras_transfer.study.claims import decide
+# Every analysis is known to gin files, to the claims and to the report.
+import keras_transfer.analysis.all  # noqa: F401
 from keras_transfer.study.estimate import plan_text
 from keras_transfer.study.plan import Study, Task
 from keras_transfer.study.ray_executor import OnRay
 from keras_transfer.study.report import Report, write_report
-from keras_transfer.study.reproduce import reproduce
 from keras_transfer.study.runner import Runner
 from keras_transfer.study.tasks import InTurn
 
@@ -16,8 +16,6 @@ __all__ = [
     "Runner",
     "Study",
     "Task",
-    "decide",
     "plan_text",
-    "reproduce",
     "write_report",
 ]

@@ -1,66 +1,20 @@
 """What a study will cost, before anything is run."""
 
+import dataclasses
 import functools
+import inspect
 import math
 
 import gin
-import keras
 
 from keras_transfer import data
-from keras_transfer.analysis.criticality import PATHS
+from keras_transfer.data import sources
 from keras_transfer.errors import UserError
-from keras_transfer.landscape.module_loss import END_POINTS
 from keras_transfer.models import module_chain
-from keras_transfer.study.runner import Runner, configure
+from keras_transfer.study.runner import Runner, bound_analyses
 
 # A step also runs backward, which costs about twice the forward pass.
 _PASSES_PER_STEP = 3
-# Passes over a split of n images, by analysis, for m models, under its
-# configuration; good to a factor of two. Others take one for each model.
-_PASSES = {
-    "feature_reuse": lambda m: 0,
-    "distance": lambda m: 0,
-    "spectrum": lambda m: 0,
-    "averaging": lambda m: 2 * m,
-    "interpolation": lambda m: _interpolation(m),
-    "basin": lambda m: _basin(m),
-    "rewinding": lambda m: m * _rewound(),
-    "criticality": lambda m: m * _grid_points(),
-}
-# These, for each module, from that module on: half of the network.
-_BY_MODULE = ("rewinding", "criticality")
-
-
-def _interpolation(models):
-    points = _bound("interpolation", "num_points", 50)
-    splits = _bound("interpolation", "splits", ("test", "train"))
-    planes = 2 * _bound("plane", "num_points", 21) ** 2
-    return points * math.comb(models, 2) * len(splits) + planes
-
-
-def _basin(models):
-    sets = 2 * (math.comb(max(models // 2, 1), 2) + 1)
-    # The search for its boundary, then a dozen expectations.
-    return sets * (40 + 12 * _bound("basin", "num_samples", 64))
-
-
-def _rewound():
-    epochs = _bound("rewinding", "epochs", None) or range(60)
-    splits = _bound("rewinding", "splits", ("train", "test"))
-    return len(END_POINTS) * len(epochs) * len(splits)
-
-
-def _grid_points():
-    draws = _bound("criticality", "num_draws", 4)
-    noisy = draws * len(_bound("criticality", "sigmas", ()))
-    grid = len(_bound("criticality", "positions", ())) * (1 + noisy)
-    # A refinement looks at the eight points around the minimum.
-    refined = 8 * draws * _bound("criticality", "refinements", 1)
-    return len(PATHS) * len(END_POINTS) * (grid + refined)
-
-
-def _bound(configurable, parameter, default):
-    return gin.get_bindings(configurable).get(parameter, default)
 
 
 def plan_text(study, work_dir):
@@ -72,15 +26,16 @@ def plan_text(study, work_dir):
 
     Args:
         study: `Study`.
-        work_dir: str, where it would be, or is, carried out.
+        work_dir: str, where it would be, or is, run.
 
     Raises:
         UserError: if a task's configuration cannot be used.
     """
-    runner = Runner(work_dir, study.tasks())
+    estimate = _Estimate(study.num_images)
+    runner = Runner(work_dir, study.tasks(), on_read=estimate.add)
     rows, total, unknown = [], 0.0, 0
     for task in runner.tasks:
-        cost = _cost(task, study)
+        cost = estimate.costs[task.name]
         done = runner.is_current(task)
         if cost is None:
             unknown += not done
@@ -122,82 +77,138 @@ def _duration(seconds):
     return f"{seconds:.0f} seconds"
 
 
-def _cost(task, study):
-    """Returns a task's floating-point operations; None if not known."""
-    if task.command == "train":
-        configure(task, lambda place: place.name)
-        sizes = _sizes(task.target, study)
-        if sizes is None:
-            return None
-        (train, test), classes = sizes
-        forward, _ = _network(classes)
-        epochs = gin.query_parameter("train.epochs")
-        return epochs * forward * (_PASSES_PER_STEP * train + test)
-    models = sum(map(len, task.bindings["Subjects.runs"].values()))
-    configure(task, lambda place: place.name)
-    drawn = _bound("dataset_suffixes", "num_examples", None)
-    name = task.name.rsplit("/", 1)[1]
-    passes = _PASSES.get(name, lambda m: m)(models)
-    run = next(t for t in study.tasks() if t.name == task.needs[-1])
-    configure(run, lambda place: place.name)
-    sizes = _sizes(task.target, study)
-    if sizes is None:
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """What a run's network and its data cost.
+
+    Attributes:
+        images: {split: how many there are}.
+        operations: float, of a forward pass of one image.
+        modules: int.
+    """
+
+    images: dict
+    operations: float
+    modules: int
+
+
+class _Estimate:
+    """Costs of tasks, each added while its configuration is gin's.
+
+    Args:
+        num_images: see `Study`.
+
+    Attributes:
+        costs: {task: floating-point operations, None if not known}.
+    """
+
+    def __init__(self, num_images):
+        self.costs = {}
+        self._num_images = num_images
+        self._settings = {}
+
+    def add(self, task):
+        """Adds a task, after those it needs."""
+        if task.command == "train":
+            setting = _setting(self._num_images.get(task.target))
+            self._settings[task.name] = setting
+            cost = setting and _training(setting)
+        else:
+            setting = self._settings[task.needs[-1]]
+            kinds = task.bindings["Models.models"].values()
+            cost = setting and _analysing(setting, sum(map(len, kinds)))
+        self.costs[task.name] = cost
+
+
+def _training(setting):
+    images = _PASSES_PER_STEP * setting.images["train"] + setting.images["test"]
+    epochs = gin.query_parameter("train.epochs")
+    return epochs * images * setting.operations
+
+
+def _analysing(setting, models):
+    passes = sum(_images(a, setting, models) for a in bound_analyses())
+    return passes * setting.operations
+
+
+def _images(analysis, setting, models):
+    """Returns through how many images' forward passes an analysis goes."""
+    options, images = analysis.options(), setting.images
+    passes = analysis.cost(options, models)
+    if not analysis.by_module:
+        return passes * sum(images.values()) / len(images)
+    # Half of the network for each module; some images of each split are drawn.
+    splits = options.get("splits", ["train"]) or list(images)
+    drawn = gin.get_bindings("examples_modules").get("num_examples") or math.inf
+    number = sum(min(images[s], drawn) for s in splits) / len(splits)
+    return passes * number * setting.modules / 2
+
+
+def _setting(num_images):
+    """Returns the `_Setting` of the run that gin configures, None if unknown.
+
+    Args:
+        num_images: (training, test) images if the data are not there to be
+            counted, or None.
+    """
+    dataset = gin.query_parameter("train.dataset")
+    if dataset.configurable.wrapped is not inspect.unwrap(data.load):
+        # One of the user's own; only making it would tell.
         return None
-    (train, test), classes = sizes
-    forward, modules = _network(classes)
-    if name in _BY_MODULE:
-        passes *= modules / 2
-    images = (train + test) / 2
-    if name == "criticality":
-        images = min(train, drawn or train)
-    return passes * images * forward
-
-
-def _sizes(target, study):
-    """Returns ((training, test images), classes) under the configuration."""
-    arguments = gin.get_bindings("load")
+    arguments = gin.get_bindings(dataset.scoped_selector)
     try:
-        return _count(tuple(sorted(arguments.items())))
+        classes, *counts = _count(tuple(sorted(arguments.items())))
     except (UserError, TypeError):
-        sizes = study.num_images.get(target)
-        return sizes and (sizes, 1000)
+        classes, counts = 1000, num_images
+    if counts is None or not {"name", "image_size"} <= set(arguments):
+        return None
+    size, channels = arguments["image_size"], arguments.get("channels")
+    channels = channels or sources.find(arguments["name"]).channels
+    network = _network(classes, (size, size, channels))
+    return _Setting(dict(zip(("train", "test"), counts, strict=True)), *network)
 
 
 @functools.cache
 def _count(arguments):
-    classes, train, test = data.count(**dict(arguments))
-    return (train, test), classes
-
-
-def _network(classes):
-    """Returns operations of one forward pass and the number of modules."""
-    load, model = gin.get_bindings("load"), gin.query_parameter("train.model")
-    gray = load["name"] in ("mnist", "digits")
-    channels = load.get("channels") or (1 if gray else 3)
-    size = load["image_size"]
-    # What tells one network from another.
-    key = model.selector, str(gin.get_bindings(model.selector))
-    return _measured(key, model, classes, (size, size, channels))
+    return data.count(**dict(arguments))
 
 
 _KNOWN = {}
 
 
-def _measured(key, model, classes, input_shape):
-    key = (*key, classes, input_shape)
+def _network(classes, input_shape):
+    """Returns operations of one forward pass and the number of modules."""
+    model = gin.query_parameter("train.model")
+    # What tells one network from another.
+    bindings = str(gin.get_bindings(model.scoped_selector))
+    key = model.scoped_selector, bindings, classes, input_shape
     if key not in _KNOWN:
         network = model.scoped_configurable_fn(
             num_classes=classes, input_shape=input_shape, seed=0
         )
-        operations = sum(map(_operations, network.layers))
-        _KNOWN[key] = operations, len(module_chain(network))
+        _KNOWN[key] = forward_operations(network), len(module_chain(network))
     return _KNOWN[key]
+
+
+def forward_operations(network):
+    """Counts operations of a forward pass of one example, roughly.
+
+    Args:
+        network: `keras.Model`.
+
+    Returns:
+        int, of all layers that have a kernel; of those hidden within layers of
+        the user's own, as if each were applied at one position.
+    """
+    return sum(map(_operations, network._flatten_layers(include_self=False)))
 
 
 def _operations(layer):
     if not hasattr(layer, "kernel"):
         return 0
-    positions = 1
-    if isinstance(layer, keras.layers.Conv2D):
-        positions = math.prod(layer.output.shape[1:3])
+    try:
+        # Dense layers, too, are applied at each of the positions before them.
+        positions = math.prod(n or 1 for n in layer.output.shape[1:-1])
+    except AttributeError:  # It was never called with a symbolic tensor.
+        positions = 1
     return 2 * positions * math.prod(layer.kernel.shape)

@@ -1,6 +1,7 @@
 """A transfer study as data, and the runs and analyses it consists of."""
 
 import dataclasses
+import pathlib
 import re
 
 import gin
@@ -21,8 +22,8 @@ class Task:
         name: str, its directory within the study's.
         command: "train" or "analyze".
         files: tuple of gin files.
-        bindings: {parameter: value}, which win over the files. A `Place` in a
-            value stands for another task's directory.
+        bindings: {parameter: value}, which win over the files. A
+            `DirectoryOf` in a value stands for that directory.
         needs: tuple of names of the tasks whose results this one reads.
         kind: "P", "P-T" or "RI-T" of a run, "" of an analysis.
         target: str, name of the target; "" for P.
@@ -40,8 +41,8 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Another task's directory, wherever the study lies."""
+class DirectoryOf:
+    """The directory of another task, wherever the study lies."""
 
     name: str
 
@@ -112,7 +113,7 @@ class Study:
         _check_distinct("seeds", self.seeds, 0)
         _check_distinct("block_sizes", self.block_sizes, 1)
         _check_distinct("pretrained_epochs", self.pretrained_epochs, 0)
-        _check_distinct("analyses", self.analyses)
+        _check_distinct("analyses", tuple(map(_name_of, self.analyses)))
         _check_sizes(self.num_images)
         if self.block_sizes and len(self.shuffle_seeds) < len(self.seeds):
             raise UserError(
@@ -137,8 +138,7 @@ class Study:
             models = self._models(target, f"runs/{target}")
             tasks += models
             for file in self.analyses:
-                name = file.removesuffix(".gin")
-                tasks.append(self._analysis(target, name, file, models))
+                tasks.append(self._analysis(target, file, models))
             if self.block_sizes:
                 tasks += self._block_sweep(target)
             if self.pretrained_epochs:
@@ -156,7 +156,9 @@ class Study:
         files = {"P-T": self.fine_tune, "RI-T": self.scratch}
         own = dict(self.targets[target])
         by_kind = {k: own.pop(k, {}) for k in files}
-        start = {"train.pretrained": Place("runs/P")} if kind == "P-T" else {}
+        start = {}
+        if kind == "P-T":
+            start = {"train.pretrained": DirectoryOf("runs/P")}
         return Task(
             name,
             "train",
@@ -202,8 +204,7 @@ class Study:
                     )
                     for kind in ("P-T", "RI-T")
                 ]
-        analysis = self._analysis(target, "feature_reuse", _FEATURE_REUSE, runs)
-        return [*runs, analysis]
+        return [*runs, self._analysis(target, _FEATURE_REUSE, runs)]
 
     def _checkpoint_sweep(self, target, models):
         last = [task for task in models if task.kind == "P-T"]
@@ -222,24 +223,29 @@ class Study:
                 },
             )
         analysis = self._analysis(
-            target, "pretraining", _PRETRAINING, [*runs, *last], ("runs/P",)
+            target, _PRETRAINING, [*runs, *last], ("runs/P",)
         )
         return [*runs, analysis]
 
-    def _analysis(self, target, name, file, runs, needs=()):
+    def _analysis(self, target, file, runs, needs=()):
         kinds = dict.fromkeys(task.kind for task in runs)
         named = {
-            kind: [Place(task.name) for task in runs if task.kind == kind]
+            kind: [DirectoryOf(task.name) for task in runs if task.kind == kind]
             for kind in kinds
         }
         return Task(
-            f"analyses/{target}/{name}",
+            f"analyses/{target}/{_name_of(file)}",
             "analyze",
             (file,),
-            {**self.analysis_bindings, "Subjects.runs": named},
+            {**self.analysis_bindings, "Models.models": named},
             needs=(*needs, *(task.name for task in runs)),
             target=target,
         )
+
+
+def _name_of(file):
+    """Returns the name of the analysis that a gin file is of."""
+    return pathlib.PurePath(file).name.removesuffix(".gin")
 
 
 def _check_targets(targets):

@@ -25,11 +25,12 @@ _SECONDS_TO_REACH = 10.0
 
 @gin.configurable
 class OnRay:
-    """Carries out jobs as Ray tasks, as many at a time as the cluster can.
+    """Runs jobs as Ray tasks, as many at a time as the cluster can.
 
     The study's directory must be one that every machine of the cluster sees
-    under the same path, and so must the data. A job whose worker or machine is
-    lost is tried again elsewhere and goes on from what it has saved.
+    under the same path, and so must the data and modules of your own. A job
+    whose worker or machine is lost is tried again elsewhere and goes on from
+    what it has saved.
 
     The same machine gives the same bits as `InTurn`; sums on the CPU depend on
     the number of its cores.
@@ -64,14 +65,14 @@ class OnRay:
     def __enter__(self):
         self._ray = _connected(self._address)
         self._check_resources()
-        work = self._ray.remote(
+        remote = self._ray.remote(
             num_cpus=self._cpus,
             num_gpus=self._gpus,
             max_retries=self._max_retries,
             # TensorFlow gives GPU memory back only when its process ends.
             max_calls=1 if self._gpus else 0,
         )
-        self._work = work(_work)
+        self._work = remote(_run_in_worker)
         return self
 
     def __exit__(self, *exception):
@@ -87,7 +88,7 @@ class OnRay:
         self._ray.shutdown()
 
     def submit(self, job):
-        """Takes a job, to be carried out when there is room for it."""
+        """Takes a job, to be run when there is room for it."""
         self.running[job.name] = job
         self._references[self._work.remote(job)] = job
 
@@ -106,7 +107,7 @@ class OnRay:
         except errors.RayTaskError as error:
             raise error.cause from error
         except errors.RayError as error:
-            tasks.give_up(
+            tasks.record_failure(
                 job,
                 f"Its worker was lost {self._max_retries + 1} times, which is "
                 "all that OnRay.max_retries allows. Most likely it has too "
@@ -194,8 +195,7 @@ def _check_listens(address):
         socket.create_connection(place, _SECONDS_TO_REACH).close()
 
 
-def _work(job):
-    """Runs in a worker's process."""
+def _run_in_worker(job):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     memory.keep_freed()
-    tasks.carry_out(job, seconds=_SECONDS_FOR_LOCK)
+    tasks.run_job(job, seconds=_SECONDS_FOR_LOCK)

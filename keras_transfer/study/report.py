@@ -13,8 +13,8 @@ import struct
 import jinja2
 import numpy as np
 
-from keras_transfer.analysis.output import colour, new_figure
-from keras_transfer.runs import write_text
+from keras_transfer.analysis.drawing import colour, new_figure
+from keras_transfer.files import write_text
 
 # A verdict's symbol; none depends on its colour to be told from another.
 SYMBOLS = {
@@ -53,10 +53,10 @@ class Report:
         claims: `pandas.DataFrame`, one row per claim, target and statistic, in
             the paper's order: claim ("C1"), target, statement, statistic (what
             is measured, in words), value, low and high (95% interval over
-            seeds; NaN if there is none), line (what the value is held against),
-            direction (">" or "<"), finding (the statistic's own) and verdict
-            (the claim's on that target; both one of `SYMBOLS`), note, figure,
-            table.
+            seeds; NaN if there is none), threshold (what the value is held
+            against), direction (">" or "<"), finding (the statistic's own) and
+            verdict (the claim's on that target; both one of `SYMBOLS`), note,
+            figure, table.
         runs: `pandas.DataFrame`, one row per run: name, kind, target ("" for
             P), seed, final, best and speed (test metric of the last and of the
             best epoch, and its mean over epochs), seconds, state ("finished",
@@ -169,13 +169,16 @@ class _Table:
 
     Attributes:
         name: str, its path in the study.
-        source: str, data: address; "" if it is too large or not available.
+        source: str, data: address; "" if it is too large, not available, or
+            embedded further up.
         size: int, bytes; 0 if it is not available.
+        number: int, tells it from others; 0 if it is not embedded.
     """
 
     name: str
     source: str = ""
     size: int = 0
+    number: int = 0
 
     @property
     def file_name(self):
@@ -184,11 +187,11 @@ class _Table:
 
 
 class _Files:
-    """Reads a study's figures and tables; a figure is embedded only once."""
+    """Reads a study's figures and tables; each is embedded only once."""
 
     def __init__(self, directory):
         self._directory = pathlib.Path(directory)
-        self._figures = {}
+        self._figures, self._tables = {}, {}
         self._number = 0
 
     def figure(self, name, alt):
@@ -215,7 +218,14 @@ class _Files:
         if not name:
             return None
         name = f"{name.removesuffix('.csv')}.csv"
-        return _embedded(name, _read(self._directory / name))
+        if name in self._tables:
+            return dataclasses.replace(self._tables[name], source="")
+        table = _embedded(name, _read(self._directory / name))
+        if table.source:
+            number = len(self._tables) + 1
+            table = dataclasses.replace(table, number=number)
+            self._tables[name] = table
+        return table
 
     def _numbered(self, name, alt, image, density):
         self._number += 1
@@ -328,19 +338,19 @@ def _result(own, rows, files):
 
 
 def _drawing(row, rows):
-    """Returns where a value, its interval and its line are drawn.
+    """Returns where a value, its interval and its threshold are drawn.
 
     Args:
         row: named tuple of claims.
         rows: `pandas.DataFrame`, those to be drawn to the same scale.
 
     Returns:
-        {"value", "low", "high", "line"}, shares of the width, None for what is
-        not known; None if there is no value or no line.
+        {"value", "low", "high", "threshold"}, shares of the width, None for
+        what is not known; None if there is no value or no threshold.
     """
-    if not np.isfinite([row.value, row.line]).all():
+    if not np.isfinite([row.value, row.threshold]).all():
         return None
-    names = ["value", "low", "high", "line"]
+    names = ["value", "low", "high", "threshold"]
     marks = rows[names].to_numpy(np.float64)
     marks = marks[np.isfinite(marks)]
     margin = 0.15 * (np.ptp(marks) or 1)

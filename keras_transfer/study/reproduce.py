@@ -7,61 +7,15 @@ import platform
 import gin
 
 from keras_transfer import objectives
+from keras_transfer.analysis.declaration import declared
 from keras_transfer.analysis.feature_reuse import learning_summary
 from keras_transfer.errors import UserError
-from keras_transfer.runs import Run, write_text
-from keras_transfer.study.claims import decide
+from keras_transfer.files import write_text
+from keras_transfer.runs import Run
+from keras_transfer.study.claims import decide, shown_figure, statistics
 from keras_transfer.study.report import Report, write_report
 from keras_transfer.study.runner import Runner
 
-# Figures of analyses that no claim rests on: analysis, figure, table, title and
-# what is to be seen.
-_SECTIONS = (
-    (
-        "interpolation",
-        "plane_P-T",
-        "plane",
-        "The plane through three P-Ts",
-        "Loss on the plane through three P-Ts, which are marked.",
-    ),
-    (
-        "interpolation",
-        "plane_RI-T",
-        "plane",
-        "The plane through three RI-Ts",
-        "Loss on the plane through three RI-Ts, which are marked.",
-    ),
-    (
-        "mistakes",
-        "mistakes_images",
-        "mistakes_images",
-        "Images that only one kind of model gets wrong",
-        "Test images that only the P-Ts or only the RI-Ts get wrong.",
-    ),
-    (
-        "criticality",
-        "criticality_conv1",
-        "criticality_grid",
-        "Criticality of conv1, in detail",
-        "Mean training error with conv1 moved along each path and noise added: "
-        "path position against sigma.",
-    ),
-    (
-        "rewinding",
-        "rewinding_final",
-        "rewinding",
-        "Rewinding",
-        "Error with one module set back to an earlier epoch, all others at "
-        "their final value.",
-    ),
-    (
-        "spectrum",
-        "spectrum",
-        "spectrum",
-        "Spectrum",
-        "Singular values of the operators of RI, P, RI-T and P-T.",
-    ),
-)
 _PACKAGES = (
     "keras_transfer",
     "tensorflow",
@@ -83,7 +37,7 @@ def reproduce(study, work_dir, executor=None):
     Args:
         study: `Study`.
         work_dir: str, made if need be.
-        executor: what carries the tasks out (see `Runner.run`).
+        executor: what runs the tasks (see `Runner.run`).
 
     Raises:
         UserError: after everything else has been done and reported, if a task
@@ -183,17 +137,55 @@ def _run(outcome, path):
 
 
 def _sections(study, path):
-    """Returns further analyses as `Report.sections` has them."""
-    found = []
-    for target in study.targets:
-        for analysis, figure, table, title, text in _SECTIONS:
-            place = f"analyses/{target}/{analysis}"
-            if (path / place / f"{figure}.png").is_file():
-                full = f"{title}: {target}"
-                found.append(
-                    (full, text, f"{place}/{figure}", text, f"{place}/{table}")
-                )
-    return found
+    """Returns the figures that no claim shows, as `Report.sections` has them.
+
+    By target, in the order in which its analyses are run and their figures are
+    declared.
+    """
+    shown = {(a.name, shown_figure(a, s)) for a, s in statistics()}
+    figures = [
+        figure
+        for analysis in declared().values()
+        for figure in analysis.figures
+        if figure.title and (analysis.name, figure.name) not in shown
+    ]
+    return [
+        (f"{title}: {target}", figure.text, image, figure.text, table)
+        for target in study.targets
+        for task in study.tasks()
+        if task.command == "analyze" and task.target == target
+        for figure in figures
+        for title, image, table in _drawn(figure, task.name, path)
+    ]
+
+
+def _drawn(figure, place, path):
+    """Yields (title, image, table) of a figure in an analysis' directory.
+
+    Args:
+        figure: `Figure`.
+        place: str, the directory within the study's.
+        path: `pathlib.Path` of the study.
+    """
+    import pandas
+
+    # Some are drawn from what is in no table, and have one of their own name.
+    written = [
+        f"{place}/{name}"
+        for name in (*figure.tables, figure.name)
+        if (path / place / f"{name}.csv").is_file()
+    ]
+    table = next(iter(written), "")
+    titles = {figure.name: figure.title}
+    if "{kind}" in figure.name and table:
+        kinds = pandas.read_csv(path / f"{table}.csv", usecols=["kind"]).kind
+        titles = {
+            figure.name.replace("{kind}", kind): f"{figure.title}, {kind}"
+            for kind in kinds.unique()
+        }
+    for name, title in titles.items():
+        if (path / place / f"{name}.png").is_file():
+            yield title, f"{place}/{name}", table
 
 
 def _facts(study, outcomes):

@@ -1,19 +1,23 @@
-"""Carrying out a study: what is done is not done again."""
+"""Running a study: what is done is not done again."""
 
 import dataclasses
-import functools
+import inspect
+import os
 import pathlib
+import sys
 
 import gin
 from tqdm import tqdm
 
 from keras_transfer import config
+from keras_transfer.analysis.analyze import analyze
+from keras_transfer.analysis.declaration import declared
 from keras_transfer.errors import UserError
 from keras_transfer.study import tasks
-from keras_transfer.study.plan import Place
+from keras_transfer.study.plan import DirectoryOf
+from keras_transfer.training import train
 
-# What the configuration of a command binds, by which it is told from others.
-_NEEDED = {"train": "model", "analyze": "analyses"}
+_COMMANDS = {"train": train, "analyze": analyze}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Outcome:
     Attributes:
         task: the `Task`.
         state: "finished", "failed" or "not run" (for want of another).
-        seconds: float, what it took when it was carried out.
+        seconds: float, what it took when it was run.
         log: str, why it failed or was not run; "" for a finished one.
     """
 
@@ -34,7 +38,7 @@ class Outcome:
 
 
 class Runner:
-    """Has tasks carried out in a study's directory.
+    """Runs tasks in a study's directory.
 
     Beside what a task leaves stands task.json: its configuration, which
     completions of other tasks it has read, and whether it is finished. A task
@@ -44,27 +48,33 @@ class Runner:
     Args:
         work_dir: the study's directory, made when something is run.
         tasks: list of `Task`, each after those it needs.
+        on_read: function called with each task while its configuration is
+            gin's; every one is read only once.
 
     Raises:
         UserError: if a task's configuration cannot be used.
     """
 
-    def __init__(self, work_dir, tasks):
+    def __init__(self, work_dir, tasks, on_read=lambda task: None):
         self.path = pathlib.Path(work_dir).absolute()
         self.tasks = tasks
-        # Where the study lies is no part of what it is.
-        self._configs = {task.name: _checked(task) for task in tasks}
+        self._by_name = {task.name: task for task in tasks}
+        self._configs = {}
+        for task in tasks:
+            self._configs[task.name] = _read(task)
+            on_read(task)
+        gin.clear_config()
 
     def run(self, executor=None):
-        """Has carried out what is not finished.
+        """Runs what is not finished.
 
         A task is begun when those that it needs are finished. One that fails
         does not stop those that do not need it; it is tried again the next
         time.
 
         Args:
-            executor: what carries out the jobs, such as `OnRay`; None for
-                `InTurn`, in this process.
+            executor: what runs the jobs, such as `OnRay`; None for `InTurn`,
+                in this process.
 
         Returns:
             list of `Outcome`, one per task.
@@ -89,9 +99,9 @@ class Runner:
         return tasks.read_record(self.path / task.name)
 
     def is_current(self, task):
-        """Returns whether a task is finished and what it read still stands."""
+        """Returns whether a task is finished, from what is there now."""
         record = self.record(task)
-        return record.get("state") == "finished" and tasks.stands(
+        return record.get("state") == "finished" and tasks.matches(
             record, self._identity(task)
         )
 
@@ -127,13 +137,19 @@ class Runner:
         return Outcome(task, record["state"], record["seconds"], log)
 
     def _job(self, task):
-        text = configure(task, lambda place: str(self.path / place.name))
-        gin.clear_config()
-        path = self.path / task.name
-        return tasks.Job(task.name, path, text, self._identity(task))
+        lines = _lines(task, lambda other: str(self.path / other.name))
+        # What has been read says which directories, and these say where.
+        here = [line for line in lines if line not in _lines(task)]
+        return tasks.Job(
+            task.name,
+            self.path / task.name,
+            "\n".join([self._configs[task.name], *here]),
+            self._identity(task),
+            tuple(map(os.path.abspath, sys.path)),
+        )
 
     def _identity(self, task):
-        """Returns what must be the same for a result to stand."""
+        """Returns what must be the same for a result to be current."""
         completions = {
             name: self.record(self._by_name[name]).get("completion")
             for name in task.needs
@@ -144,10 +160,6 @@ class Runner:
             "needs": completions,
         }
 
-    @functools.cached_property
-    def _by_name(self):
-        return {task.name: task for task in self.tasks}
-
 
 def _abridged(names):
     """Returns the first of many names, and how many more there are."""
@@ -155,47 +167,57 @@ def _abridged(names):
     return f"{first} and {len(others)} more" if others else first
 
 
-def _checked(task):
-    """Returns a task's configuration without the places of others.
+def _read(task):
+    """Reads a task's configuration into gin, in place of what was there.
+
+    Returns:
+        str, the configuration as gin writes it, with the names of other tasks
+        for their directories: where a study lies is no part of what it is.
 
     Raises:
         UserError: if it cannot be used, or is not one of the task's command.
     """
-    text = configure(task, lambda place: place.name)
-    name = _NEEDED[task.command]
-    if name not in gin.get_bindings(task.command, resolve_references=False):
-        raise UserError(
-            f"{task.name} cannot be carried out: its configuration does not "
-            f"bind {task.command}.{name}. Received: {', '.join(task.files)}"
-        )
-    return text
-
-
-def configure(task, resolve):
-    """Reads a task's configuration into gin, in place of what was there.
-
-    Args:
-        task: `Task`.
-        resolve: function from a `Place` to the str that stands for it.
-
-    Returns:
-        str, the configuration as gin writes it.
-
-    Raises:
-        UserError: if a file is missing or a binding names nothing.
-    """
-    bindings = [
-        f"{name} = {_resolved(value, resolve)!r}"
-        for name, value in task.bindings.items()
-    ]
     gin.clear_config()
-    config.parse(task.files, bindings, included=True)
+    config.parse(task.files, _lines(task), included=True)
+    bound = gin.get_bindings(task.command, resolve_references=False)
+    function = inspect.unwrap(_COMMANDS[task.command])
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is gin.REQUIRED and name not in bound:
+            raise UserError(
+                f"{task.name} cannot be run: its configuration does not bind "
+                f"{task.command}.{name}. Received: {', '.join(task.files)}"
+            )
+    if task.command == "analyze":
+        bound_analyses()
     return gin.config_str()
 
 
+def bound_analyses():
+    """Returns what is declared of the analyses that gin binds, a list.
+
+    Raises:
+        UserError: if one is not declared.
+    """
+    functions = gin.get_bindings("analyze")["analyses"]
+    return [declared(function.__name__) for function in functions]
+
+
+def _lines(task, resolve=lambda directory: directory.name):
+    """Returns a task's bindings as gin reads them.
+
+    Args:
+        task: `Task`.
+        resolve: function from a `DirectoryOf` to the str that stands for it.
+    """
+    return [
+        f"{name} = {_resolved(value, resolve)!r}"
+        for name, value in task.bindings.items()
+    ]
+
+
 def _resolved(value, resolve):
-    """Returns a value with a str in place of each `Place` within."""
-    if isinstance(value, Place):
+    """Returns a value with a str in place of each `DirectoryOf` within."""
+    if isinstance(value, DirectoryOf):
         return resolve(value)
     if isinstance(value, dict):
         return {k: _resolved(v, resolve) for k, v in value.items()}

@@ -1,9 +1,10 @@
-"""One task of a study carried out: in this process or, as a job, elsewhere."""
+"""Running one task of a study: in this process or, as a job, elsewhere."""
 
 import dataclasses
 import json
 import pathlib
 import shutil
+import sys
 import time
 import traceback
 import uuid
@@ -14,9 +15,8 @@ from absl import logging
 from tqdm import tqdm
 
 from keras_transfer import config, files
-from keras_transfer.analysis import analyze
+from keras_transfer.analysis.analyze import analyze
 from keras_transfer.errors import UserError
-from keras_transfer.runs import write_text
 from keras_transfer.training import train
 
 _RECORD = "task.json"
@@ -25,20 +25,24 @@ _LOG = "error.log"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """All that is needed to carry out a task, wherever that happens.
+    """All that is needed to run a task, wherever that happens.
 
     Attributes:
         name: str, the task's.
         path: `pathlib.Path` of its directory.
         config: str, its whole configuration as gin writes it.
-        identity: dict, what must be the same for a result to stand: "command"
-            ("train" or "analyze"), "config" and "needs" (see `Runner`).
+        identity: dict, what must be the same for a result to be current:
+            "command" ("train" or "analyze"), "config" and "needs" (see
+            `Runner`).
+        python_path: tuple of folders in which modules are looked for last; a
+            worker must find those that the configuration imports.
     """
 
     name: str
     path: pathlib.Path
     config: str
     identity: dict
+    python_path: tuple = ()
 
 
 def read_record(path):
@@ -65,12 +69,12 @@ def read_log(path):
     return log.read_text(encoding="utf-8") if log.is_file() else ""
 
 
-def stands(record, identity):
-    """Returns whether a record is of a task as it would be done now."""
+def matches(record, identity):
+    """Returns whether a record is of a task as it would be run now."""
     return {key: record.get(key) for key in identity} == identity
 
 
-def carry_out(job, loaded=None, seconds=0.0):
+def run_job(job, loaded=None, seconds=0.0):
     """Trains or analyses, and records how that ended.
 
     What was done of the same job before is continued; what another one left in
@@ -78,19 +82,19 @@ def carry_out(job, loaded=None, seconds=0.0):
 
     Args:
         job: the `Job`.
-        loaded: `Subjects` that the analysis before has loaded, or None.
+        loaded: `Models` of the analysis before, or None.
         seconds: float, how long to wait for another process to leave the
             directory.
 
     Returns:
-        The `Subjects` of an analysis, None otherwise.
+        The `Models` of an analysis, None otherwise.
 
     Raises:
         UserError: if another process works in the directory.
     """
     with files.hold(job.path, seconds):
         old = read_record(job.path)
-        if not stands(old, job.identity):
+        if not matches(old, job.identity):
             # Another configuration's, or made from what has been made anew.
             _clear(job.path)
             old = {}
@@ -98,10 +102,10 @@ def carry_out(job, loaded=None, seconds=0.0):
             # By a worker that was lost before it could tell.
             return None
         (job.path / _LOG).unlink(missing_ok=True)
-        return _carry_out(job, loaded, old.get("seconds", 0.0))
+        return _run_recorded(job, loaded, old.get("seconds", 0.0))
 
 
-def _carry_out(job, loaded, spent):
+def _run_recorded(job, loaded, spent):
     record = job.identity | {"state": "begun"}
     _write(job.path, record | {"seconds": spent})
     began = time.perf_counter()
@@ -117,7 +121,7 @@ def _carry_out(job, loaded, spent):
         # Also when interrupted, so that its time counts.
         record["seconds"] = spent + time.perf_counter() - began
         if log:
-            _fail(job, record, log)
+            _write_failure(job, record, log)
         else:
             _write(job.path, record)
         gin.clear_config()
@@ -126,6 +130,7 @@ def _carry_out(job, loaded, spent):
 
 def _execute(job, loaded):
     gin.clear_config()
+    sys.path += [f for f in job.python_path if f not in sys.path]
     config.parse([], [job.config])
     if job.identity["command"] == "analyze":
         return analyze(job.path, loaded=loaded)
@@ -136,8 +141,8 @@ def _execute(job, loaded):
     return None
 
 
-def give_up(job, reason, seconds=0.0):
-    """Records that a job cannot be carried out; it is tried again next time.
+def record_failure(job, reason, seconds=0.0):
+    """Records that a job could not be run; it is tried again next time.
 
     Args:
         job: the `Job`.
@@ -151,17 +156,17 @@ def give_up(job, reason, seconds=0.0):
     with files.hold(job.path, seconds):
         record = read_record(job.path)
         spent = record.get("seconds", 0.0)
-        _fail(job, job.identity | {"seconds": spent}, f"{reason}\n")
+        _write_failure(job, job.identity | {"seconds": spent}, f"{reason}\n")
 
 
-def _fail(job, record, log):
-    write_text(job.path / _LOG, log)
+def _write_failure(job, record, log):
+    files.write_text(job.path / _LOG, log)
     _write(job.path, record | {"state": "failed"})
     tqdm.write(f"{job.name} failed; see {job.path / _LOG}.")
 
 
 def _write(path, record):
-    write_text(path / _RECORD, json.dumps(record, indent=2) + "\n")
+    files.write_text(path / _RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _clear(directory):
@@ -174,7 +179,7 @@ def _clear(directory):
 
 
 class InTurn:
-    """Carries out jobs in this process, one at a time.
+    """Runs jobs in this process, one at a time.
 
     Like every executor, a context manager within which `submit` takes a `Job`
     and `wait` returns the name of one that has ended.
@@ -199,13 +204,13 @@ class InTurn:
         return bool(self.running)
 
     def submit(self, job):
-        """Takes a job, to be carried out in `wait`."""
+        """Takes a job, to be run in `wait`."""
         self.running[job.name] = job
 
     def wait(self):
-        """Carries out the job that was submitted; returns its name."""
+        """Runs the job that was submitted; returns its name."""
         name, job = self.running.popitem()
         if job.identity["command"] == "train":
             self._loaded = None
-        self._loaded = carry_out(job, self._loaded)
+        self._loaded = run_job(job, self._loaded)
         return name
