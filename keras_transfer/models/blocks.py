@@ -148,9 +148,13 @@ def _block_patterns(stretches):
         prefix = _common_prefix(_given_names(stretch))
         # It ends in a number, or in one with a letter (block2b), unless that is
         # a kind of layer (conv2d).
-        if re.search(r"\d[a-z]?$", prefix) and not re.search(r"\dd$", prefix):
-            pattern = re.sub(r"\d[a-z]$", r"\\d+[a-z]", prefix)
-            patterns.add(re.sub(r"(?<!\\)\d+(?!\+)", r"\\d+", pattern))
+        found = re.fullmatch(r"(.*\d)([a-z]?)", prefix)
+        if found and not prefix.endswith(("1d", "2d", "3d")):
+            parts = re.split(r"(\d+)", found[1])
+            pattern = "".join(
+                r"\d+" if part.isdigit() else re.escape(part) for part in parts
+            )
+            patterns.add(pattern + ("[a-z]" if found[2] else ""))
     return [
         pattern
         for pattern in sorted(patterns, key=len)
