@@ -5,7 +5,7 @@
 
 Measures, in turns and in one process, (a) a compiled forward pass of each of
 several ResNet-50s over the 797 test digits, preprocessed and held in memory,
-(b) `Subjects.logits` of all, which preprocesses, and (c) the whole of
+(b) `Models.logits` of all, which preprocesses, and (c) the whole of
 `mistakes`, with tables and figures. The floor is a ratio of 1. Reading the
 models from disk is not measured. On a machine that others use, processor time
 tells more than the clock.
@@ -16,11 +16,14 @@ import pathlib
 import tempfile
 import time
 
+import gin
 import numpy as np
 import tensorflow as tf
 
 from keras_transfer import data, models
-from keras_transfer.analysis import Output, Subjects, mistakes
+from keras_transfer.analysis.analyze import analyze
+from keras_transfer.analysis.mistakes import mistakes
+from keras_transfer.analysis.models import Models
 from keras_transfer.runs import Run
 
 
@@ -52,33 +55,34 @@ def write_run(path, dataset, seed):
 
 def measure(paths, dataset, directory, repeats):
     """Prints the ratios."""
-    batches = list(dataset.eval_batches("test", batch_size=200))
-    new_subjects = Subjects({"P-T": paths})
-    nets = [new_subjects.model(s) for s in new_subjects]
+    batches = list(dataset.examples.split("test").batches(200))
+    loaded = Models({"P-T": paths})
+    nets = [loaded.model(member) for member in loaded]
     bare = [tf.function(net) for net in nets]
 
-    def forward(subjects):
+    def forward(loaded):
         for net in bare:
             for images, _, _ in batches:
                 net(images)
 
-    def logits(subjects):
-        for subject in subjects:
-            subjects.logits(subject)
+    def logits(loaded):
+        for member in loaded:
+            loaded.logits(member)
 
-    def whole(subjects):
-        mistakes(subjects, Output(directory))
+    def whole(loaded):
+        gin.bind_parameter("Models.models", {"P-T": paths})
+        analyze(directory, (mistakes,), loaded)
 
     measures = forward, logits, whole
     spent = {measured: [] for measured in measures}
     forward(None)  # Warms up.
     for _ in range(repeats):
         for measured in measures:
-            subjects = Subjects({"P-T": paths})
-            for subject in subjects:
-                subjects.model(subject)
+            loaded = Models({"P-T": paths})
+            for member in loaded:
+                loaded.model(member)
             began = np.array([time.perf_counter(), time.process_time()])
-            measured(subjects)
+            measured(loaded)
             ended = np.array([time.perf_counter(), time.process_time()])
             spent[measured].append(ended - began)
     floor = np.array(spent.pop(forward))

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer import models
-from keras_transfer.analysis import feature_similarity
+from keras_transfer.analysis.similarity import feature_similarity
 
 
 def main():

@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from keras_transfer import models
-from keras_transfer.analysis import conv_spectrum, model_spectra
+from keras_transfer.analysis.spectrum import conv_spectrum, model_spectra
 
 
 def main():
@@ -31,7 +31,7 @@ def main():
     for variable in net.trainable_variables:
         variable.assign(rng.normal(size=variable.shape) / 50)
     began = time.perf_counter()
-    spectra = model_spectra(net)
+    (spectra,) = model_spectra([net])
     seconds = time.perf_counter() - began
     values = sum(int(s.counts.sum()) for s in spectra.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,17 +1,32 @@
+import itertools
+
 import keras
 import numpy as np
 import pandas
 import pytest
-import written_runs
+import written_models
 
+import keras_transfer as kt
 from keras_transfer import models
-from keras_transfer.analysis import Output, distance, module_distances
-from keras_transfer.analysis.distance import closeness, depth_correlation
+from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.distance import (
+    closeness,
+    depth_correlation,
+)
+from keras_transfer.analysis.distance import (
+    module_distances as distances_of_modules,
+)
 from keras_transfer.errors import UserError
 
 
 def net(num_classes=5, seed=0, widths=(4, 8)):
     return models.fixup_resnet(num_classes, (8, 8, 1), widths, seed=seed)
+
+
+def module_distances(first, second):
+    return distances_of_modules(
+        models.module_chain(first), models.module_chain(second)
+    )
 
 
 def test_module_distances_are_norms_of_differences():
@@ -66,14 +81,76 @@ def test_batch_statistics_are_no_parameters():
 def test_other_architectures_are_refused():
     with pytest.raises(UserError, match="modules conv1, layer1.0"):
         module_distances(net(), net(widths=(4, 8, 8)))
+    with pytest.raises(UserError, match="other shapes in modules layer2.0"):
+        module_distances(net(), net(widths=(4, 6)))
+
+
+def test_frozen_layers_that_differ_have_a_distance():
+    first, second = written_models.net(0), written_models.net(0)
+    frozen = second.layers[2]
+    frozen.kernel.assign(frozen.kernel + 0.5)
+    first.layers[2].trainable = frozen.trainable = False
+    found = list(module_distances(first, second).values())
+    expected = 0.5 * np.sqrt(np.size(frozen.kernel))
+    assert found == pytest.approx([0, expected, 0, expected], rel=1e-6)
+
+
+def test_models_of_one_factory_and_no_data():
+    """Their layers are dense and dense_2: names are labels."""
+    nets = written_models.nets()
+    table = kt.distance(kt.Models(nets))
+    assert table.relative.isna().all()
+    assert set(table.pair) == {"P-T/P-T", "P-T/RI-T", "RI-T/RI-T"}
+    first, second = nets["P-T"]
+    names = [*models.module_chain(first)]
+    assert first.layers[-1].name != second.layers[-1].name
+    assert list(table.module[:4]) == [*(m.name for m in names), "total"]
+    assert table.module.nunique() == 4
+    weights = zip(first.get_weights(), second.get_weights(), strict=True)
+    expected = np.linalg.norm([np.linalg.norm(a - b) for a, b in weights])
+    assert table.l2[3] == pytest.approx(expected, rel=1e-6)
+    assert len(kt.figures.distance(table).axes) == 1
+    assert set(table.batch_norm) == {"none"}
+
+
+def test_statistics_need_no_data_for_distances():
+    def make(seed):
+        keras.utils.set_random_seed(seed)
+        return keras.Sequential(
+            [
+                keras.Input((3,)),
+                keras.layers.Dense(2),
+                keras.layers.BatchNormalization(),
+            ]
+        )
+
+    table = kt.distance(kt.Models({"P-T": [make(0), make(1)]}))
+    assert table.l2.iloc[-1] > 0
+    assert set(table.batch_norm) == {"reestimate"}
+
+
+def test_trajectories_know_where_they_come_from():
+    recorded = written_models.fitted(0, epochs=2)
+    other = written_models.net(1)
+    table = kt.distance(kt.Models({"RI-T": [recorded, other]}))
+    assert list(dict.fromkeys(table.pair)) == ["RI to RI-T", "RI-T/RI-T"]
+    weights = [recorded.load_model(epoch).get_weights() for epoch in (0, 2)]
+    expected = np.linalg.norm(
+        [np.linalg.norm(a - b) for a, b in zip(*weights, strict=True)]
+    )
+    assert expected > 0
+    assert table.l2[3] == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_model_without_a_start_is_refused():
+    with pytest.raises(UserError, match="two or more.*Received: 1"):
+        kt.distance(kt.Models({"P-T": written_models.net()}))
 
 
 def test_table_of_pairs_and_ways(tmp_path):
-    subjects = written_runs.write_subjects(tmp_path)
-    table = distance(subjects, Output(tmp_path / "out"))
-    written = pandas.read_csv(tmp_path / "out" / "distance.csv")
-    pandas.testing.assert_frame_equal(written, table)
-    assert (tmp_path / "out" / "distance.png").exists()
+    found = written_models.write_models(tmp_path)
+    table = kt.distance(found)
+    assert len(kt.figures.distance(table).axes) == 2
     pairs = table.drop_duplicates(["first", "second"])
     assert [*zip(pairs["first"], pairs.second, pairs.pair, strict=True)] == [
         ("pt0@0", "pt0", "P to P-T"),
@@ -97,7 +174,7 @@ def test_table_of_pairs_and_ways(tmp_path):
     )
     assert (
         total.parameters.item()
-        == subjects.model(subjects.of_kind("P-T")[0]).count_params()
+        == found.model(found.of_kind("P-T")[0]).count_params()
     )
     assert ways[0] == pytest.approx(
         0.2 * np.sqrt(total.parameters.item()), rel=0.1
@@ -130,6 +207,41 @@ def test_statistics_of_closeness():
     assert closeness(table) == pytest.approx(2 / 8)
     with pytest.raises(UserError, match="RI-T/RI-T"):
         closeness(table[table.pair == "P-T/P-T"])
+
+
+def test_claim_leaves_out_a_model_with_all_its_pairs():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    models = {"P-T": "abc", "RI-T": "xyz"}
+    members = [(kind, name) for kind, own in models.items() for name in own]
+    table = table_of(
+        [
+            (f"{k}/{m}", first, second, "total", np.nan, rng.uniform(1, 2))
+            for (k, first), (m, second) in itertools.combinations(members, 2)
+        ]
+        + [("P to P-T", "a@0", "a", "total", np.nan, 99.0)]
+    )
+
+    def ratio(out=""):
+        rows = table[(table["first"] != out) & (table.second != out)]
+        of = {kind: rows.l2[rows.pair == f"{kind}/{kind}"] for kind in models}
+        return of["P-T"].mean() / of["RI-T"].mean()
+
+    near, deep = declared("distance").statistics
+    assert (near.claim, near.direction, near.threshold) == ("C5", "<", 1)
+    assert (deep.claim, deep.direction, deep.threshold) == ("C5", ">", 0)
+    value, low, high = near.compute(table)
+    assert value == pytest.approx(ratio())
+    variance = sum(
+        2 / 3 * np.sum(np.square(left - np.mean(left)))
+        for left in (
+            np.array([ratio(name) for name in own]) for own in models.values()
+        )
+    )
+    half = stats.t.ppf(0.975, 2) * np.sqrt(variance)
+    assert (low, high) == pytest.approx((value - half, value + half))
+    with pytest.raises(UserError, match="no P-T/P-T"):
+        near.compute(table[table.pair != "P-T/P-T"])
 
 
 def test_correlation_with_depth_is_spearmans():

@@ -1,12 +1,16 @@
+import gin
 import keras
 import numpy as np
 import pandas
 import pytest
-import tensorflow as tf
+import written_models
+from commands import ROOT
 from scipy import stats
 
+import keras_transfer as kt
 from keras_transfer import data
-from keras_transfer.analysis import Output, Subjects, feature_reuse
+from keras_transfer.analysis.analyze import analyze
+from keras_transfer.analysis.declaration import declared
 from keras_transfer.analysis.feature_reuse import (
     drop_trend,
     learning_summary,
@@ -14,14 +18,13 @@ from keras_transfer.analysis.feature_reuse import (
     statistics_gain,
 )
 from keras_transfer.errors import UserError
-from keras_transfer.runs import Run
 
 
 def write(path, accuracies, **arguments):
     """Writes a run with these test accuracies from epoch 0 on."""
     arguments = {"image_size": 8, "num_train": 16} | arguments
     dataset = data.load("digits", **arguments)
-    run = Run(path)
+    run = kt.Run(path)
     model = keras.Sequential(
         [
             keras.Input(dataset.info.image_shape),
@@ -29,8 +32,8 @@ def write(path, accuracies, **arguments):
             keras.layers.Dense(10),
         ]
     )
-    run.describe("", model, dataset)
-    run.save(len(accuracies) - 1, tf.train.Checkpoint(model=model))
+    run.begin("", model, dataset)
+    run.save(len(accuracies) - 1, model)
     rows = [
         {"epoch": epoch, "step": epoch, "split": split, "loss": 1.0}
         | {"accuracy": accuracy if split == "test" else 1.0}
@@ -72,13 +75,11 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def result(runs, tmp_path_factory):
-    path = tmp_path_factory.mktemp("analysis")
-    return feature_reuse(Subjects(runs=runs), Output(path)), path
+def table(runs):
+    return kt.feature_reuse(kt.Models(runs))
 
 
-def test_table(result):
-    table, path = result
+def test_table(table):
     assert len(table) == 12
     assert list(table.block_size) == [1] * 4 + [2] * 4 + [8] * 4
     # A block of the image's own size is the image.
@@ -92,15 +93,24 @@ def test_table(result):
             assert rows.speed[key] == pytest.approx(final / 2)
             assert rows.repeat[key] == key[1] - 1
             assert rows.epochs[key] == 2
-    written = pandas.read_csv(path / "feature_reuse.csv")
-    pandas.testing.assert_frame_equal(written, table)
+    assert set(table.metric) == {"accuracy"}
+
+
+def test_gin_file(runs, table, tmp_path):
+    gin.parse_config_files_and_bindings(
+        [str(ROOT / "gin" / "feature_reuse.gin")], [f"Models.models = {runs}"]
+    )
+    analyze(tmp_path)
+    written = pandas.read_csv(tmp_path / "feature_reuse.csv")
+    pandas.testing.assert_frame_equal(written, pandas.DataFrame(table))
+    assert len(pandas.read_csv(tmp_path / "feature_reuse_drop.csv")) == 12
     for suffix in ("png", "svg"):
-        assert (path / f"feature_reuse.{suffix}").stat().st_size > 1000
+        path = tmp_path / f"feature_reuse.{suffix}"
+        assert path.stat().st_size > 1000
 
 
-def test_relative_drops_by_hand(result):
-    table, path = result
-    drops = pandas.read_csv(path / "feature_reuse_drop.csv")
+def test_relative_drops_by_hand(table):
+    drops = table.further["feature_reuse_drop"]
     found = drops[drops.measure == "final"].set_index(["block_size", "repeat"])
     expected = {(8, 0): 1 / 2, (2, 0): 1 / 3, (1, 0): 1 / 4}
     expected |= {(8, 1): 1 / 4, (2, 1): 1 / 2, (1, 1): 1 / 3}
@@ -116,8 +126,7 @@ def test_relative_drops_by_hand(result):
     )
 
 
-def test_statistics(result):
-    table, _ = result
+def test_statistics(table):
     trend = drop_trend(relative_drops(table))
     expected = [
         stats.spearmanr([8, 2, 1], drops).statistic
@@ -127,6 +136,11 @@ def test_statistics(result):
     np.testing.assert_allclose(trend[[0, 1]], expected)
     # (0.4 - 0.3) / 2 and (0.6 - 0.4) / 2.
     np.testing.assert_allclose(statistics_gain(table)[[0, 1]], [0.05, 0.1])
+    drop, gain = declared("feature_reuse").statistics
+    assert (drop.claim, gain.claim) == ("C1", "C2")
+    (name,) = drop.tables
+    assert drop.compute(table.further[name])[0] == pytest.approx(trend.mean())
+    assert gain.compute(table)[0] == pytest.approx(0.075)
 
 
 def test_pixels_come_before_blocks_of_one(runs, tmp_path):
@@ -141,7 +155,7 @@ def test_pixels_come_before_blocks_of_one(runs, tmp_path):
             runs.items(), (0.3, 0.27), (0.5, 0.01), strict=True
         )
     }
-    table = feature_reuse(Subjects(runs=named), Output(tmp_path / "out"))
+    table = kt.feature_reuse(kt.Models(named))
     assert table.groupby("shuffle").block_size.first().to_dict() == {
         "blocks": 1,
         "channels": 8,
@@ -154,19 +168,50 @@ def test_pixels_come_before_blocks_of_one(runs, tmp_path):
 
 
 def test_learning_summary_needs_an_epoch(tmp_path):
-    run = Run(write(tmp_path / "run", [0.1]))
+    run = kt.Run(write(tmp_path / "run", [0.1]))
     with pytest.raises(UserError, match="epoch 1 or later"):
         learning_summary(run)
 
 
-def test_what_cannot_be_compared(runs, tmp_path):
-    output = Output(tmp_path / "out")
+def test_trajectories():
+    """Which say themselves how their images were shuffled."""
+    named = {
+        kind: [
+            written_models.fitted(seed, epochs=3, **blocks(size, seed=1))
+            for size, seed in ((6, first), (2, first + 1))
+        ]
+        for kind, first in (("P-T", 0), ("RI-T", 2))
+    }
+    table = kt.feature_reuse(kt.Models(named))
+    assert list(table.block_size) == [2, 2, 6, 6]
+    assert list(table.shuffle) == ["blocks", "blocks", "none", "none"]
+    assert set(table.epochs) == {3} and set(table.metric) == {"accuracy"}
+    for kind, own in named.items():
+        for trajectory, size in zip(own, (6, 2), strict=True):
+            history = trajectory.model.history.history["val_accuracy"]
+            row = table[(table.kind == kind) & (table.block_size == size)]
+            assert row.final.item() == pytest.approx(history[-1])
+            assert row.speed.item() == pytest.approx(np.mean(history))
+    assert len(table.further["feature_reuse_drop"]) == 4
+    assert len(kt.figures.feature_reuse(table).axes) == 3
 
+
+def test_what_trajectories_must_say():
+    silent = written_models.fitted(0, epochs=1, shuffle="blocks")
+    other = written_models.fitted(1, epochs=1, **blocks(2))
+    with pytest.raises(UserError, match="P-T 0 with block_size = None"):
+        kt.feature_reuse(kt.Models({"P-T": silent, "RI-T": other}))
+    single = {"P-T": written_models.net(), "RI-T": other}
+    with pytest.raises(UserError, match="without its history"):
+        kt.feature_reuse(kt.Models(single))
+
+
+def test_what_cannot_be_compared(runs, tmp_path):
     def run(first, second):
-        feature_reuse(Subjects(runs={"P-T": first, "RI-T": second}), output)
+        kt.feature_reuse(kt.Models({"P-T": first, "RI-T": second}))
 
     with pytest.raises(UserError, match="Received: no RI-T"):
-        feature_reuse(Subjects(runs={"P-T": runs["P-T"]}), output)
+        kt.feature_reuse(kt.Models({"P-T": runs["P-T"]}))
     with pytest.raises(UserError, match="2 P-T and 1 RI-T at 8 px"):
         run(
             [runs["P-T"][0], runs["P-T"][3]],
@@ -179,4 +224,7 @@ def test_what_cannot_be_compared(runs, tmp_path):
     other = write(tmp_path / "other", [0, 1], image_size=16, **blocks(2, 1))
     with pytest.raises(UserError, match=r"image_shape = \(8, 8, 1\)"):
         run([runs["P-T"][1]], [other])
-    assert not (output.path / "feature_reuse.csv").exists()
+    # Images of another size than a trajectory's.
+    recorded = written_models.fitted(0, epochs=1, **blocks(2, 1))
+    with pytest.raises(UserError, match=r"image_shape = \(8, 8, 1\)"):
+        run([runs["P-T"][1]], [recorded])

@@ -1,23 +1,23 @@
-import dataclasses
-
+import gin
+import keras
 import numpy as np
 import pandas
 import pytest
+import written_models
 import written_runs
 
-from keras_transfer.analysis import (
-    Output,
-    Subjects,
-    error_consistency,
-    expected_calibration_error,
-    mistakes,
-)
+import keras_transfer as kt
+from keras_transfer.analysis.analyze import analyze
+from keras_transfer.analysis.declaration import declared
 from keras_transfer.analysis.mistakes import (
     OUTCOMES,
     compare,
     decisions,
+    error_consistency,
+    expected_calibration_error,
     shared_mistakes,
 )
+from keras_transfer.data import ExampleSplit
 from keras_transfer.errors import UserError
 
 
@@ -117,37 +117,35 @@ def test_a_calibrated_model_has_almost_no_calibration_error():
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs")
-    written_runs.write_subjects(path)
+    written_models.write_models(path)
     return path
 
 
-class Guessing(Subjects):
-    """Subjects that are right three times in four."""
+class Guessing(kt.Models):
+    """Models that are right three times in four."""
 
-    def logits(self, subject, split="test"):
-        labels = {"test": self.dataset.test, "train": self.dataset.train}
-        labels = labels[split].labels
-        rng = np.random.default_rng(sum(subject.name.encode()))
+    def logits(self, member, split="test"):
+        labels = self.examples.split(split).labels
+        rng = np.random.default_rng(sum(member.name.encode()))
         guesses = rng.integers(0, 10, len(labels))
         guesses = np.where(rng.uniform(size=len(labels)) < 0.7, labels, guesses)
         return answering(guesses, 10)
 
 
 @pytest.fixture(scope="module")
-def found(directory, tmp_path_factory):
-    subjects = Guessing(runs=written_runs.named(directory))
-    output = Output(tmp_path_factory.mktemp("out"))
-    return subjects, mistakes(subjects, output, num_bins=10), output.path
+def found(directory):
+    guessing = Guessing(written_models.named(directory))
+    return guessing, kt.mistakes(guessing, num_bins=10)
 
 
-def answers(subjects):
-    return {s.name: subjects.logits(s).argmax(1) for s in subjects}
+def answers(guessing):
+    return {m.name: guessing.logits(m).argmax(1) for m in guessing}
 
 
 def test_table_of_pairs(found):
-    subjects, table, _ = found
-    labels = subjects.dataset.test.labels
-    given = answers(subjects)
+    guessing, table = found
+    labels = guessing.examples.split("test").labels
+    given = answers(guessing)
     overall = table[table["class"] == "all"]
     assert list(overall.pair) == [
         "P-T/P-T",
@@ -173,15 +171,16 @@ def test_table_of_pairs(found):
 
 
 def test_tables_of_models_and_confidence(found):
-    subjects, table, path = found
-    models = pandas.read_csv(path / "mistakes_models.csv")
-    labels, given = subjects.dataset.test.labels, answers(subjects)
+    guessing, table = found
+    models = table.further["mistakes_models"]
+    labels = guessing.examples.split("test").labels
+    given = answers(guessing)
     assert list(models.model) == ["pt0", "pt1", "rit0", "rit1"]
     for row in models.itertuples():
         assert row.accuracy == pytest.approx(
             np.mean(given[row.model] == labels)
         )
-    confidence = pandas.read_csv(path / "mistakes_confidence.csv")
+    confidence = table.further["mistakes_confidence"]
     counts = confidence.groupby(
         ["first", "second", "model", "mistakes"]
     ).decisions.sum()
@@ -196,9 +195,10 @@ def test_tables_of_models_and_confidence(found):
 
 
 def test_images_only_one_kind_gets_wrong(found):
-    subjects, _, path = found
-    images = pandas.read_csv(path / "mistakes_images.csv")
-    labels, given = subjects.dataset.test.labels, answers(subjects)
+    guessing, table = found
+    images = table.further["mistakes_images"]
+    labels = guessing.examples.split("test").labels
+    given = answers(guessing)
     wrong = {name: answer != labels for name, answer in given.items()}
     by_kind = {
         "P-T": wrong["pt0"].astype(int) + wrong["pt1"],
@@ -212,63 +212,149 @@ def test_images_only_one_kind_gets_wrong(found):
         np.testing.assert_array_equal(
             own.models_wrong, by_kind[kind][own.example]
         )
-        np.testing.assert_array_equal(own["class"], labels[own.example])
+        np.testing.assert_array_equal(
+            own["class"].astype(int), labels[own.example]
+        )
     row = images[images.wrong_kind == "RI-T"].iloc[0]
     assert row.answers == " ".join(
         str(given[name][row.example]) for name in ("rit0", "rit1")
     )
-    for name in ("mistakes", "mistakes_confidence", "mistakes_images"):
-        assert (path / f"{name}.png").stat().st_size > 1000
-
-
-def test_multi_label_tables(tmp_path, monkeypatch):
-    subjects = written_runs.write_subjects(tmp_path)
-    info, dataset = subjects.info, subjects.dataset
-    # The digits as if each were ten findings.
-    # Copies: what `load` returns is shared with other tests.
-    info = dataclasses.replace(info, multi_label=True)
-    split = dataclasses.replace(
-        dataset.test, labels=one_hot(dataset.test.labels, 10)
+    # What is drawn is the first of these.
+    pictures = table.further["mistakes_pictures"]
+    first = images[images.wrong_kind == "RI-T"].head(24)
+    own = pictures[pictures.wrong_kind == "RI-T"]
+    assert list(own.example) == list(first.example)
+    assert own.label.iloc[0] == f"{row['class']}: {row.answers}"
+    np.testing.assert_array_equal(
+        np.stack(list(own.image)),
+        guessing.examples.split("test").images(own.example.to_numpy()),
     )
-    dataset = dataclasses.replace(dataset, info=info, test=split)
-    monkeypatch.setattr(Subjects, "info", info)
-    monkeypatch.setattr(Subjects, "dataset", dataset)
-    table = mistakes(subjects, Output(tmp_path / "out"))
+
+
+def test_what_is_written(found, directory, tmp_path, monkeypatch):
+    """Every table and figure, but not what only a figure needs."""
+    _, table = found
+    monkeypatch.setattr(kt.Models, "logits", Guessing.logits)
+    gin.parse_config("analyze.analyses = [@mistakes]\nmistakes.num_bins = 10")
+    gin.bind_parameter("Models.models", written_models.named(directory))
+    analyze(tmp_path)
+    assert {path.name for path in tmp_path.glob("mistakes*.csv")} == {
+        "mistakes.csv",
+        "mistakes_models.csv",
+        "mistakes_confidence.csv",
+        "mistakes_images.csv",
+    }
+    written = pandas.read_csv(tmp_path / "mistakes.csv")
+    pandas.testing.assert_frame_equal(
+        written, pandas.DataFrame(table), check_dtype=False
+    )
+    for name in ("mistakes", "mistakes_confidence", "mistakes_images"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_multi_label_tables(directory):
+    test = written_runs.digits().examples.split("test")
+    images = np.float32(test.images(np.arange(len(test)))) / 127.5 - 1
+    targets = one_hot(test.labels, 10)
+    data = kt.Examples(test=(images, targets), multi_label=True)
+    found = kt.Models(written_models.named(directory), data=data)
+    table = kt.mistakes(found)
     overall = table[table["class"] == "all"]
     assert set(overall.decisions) == {7970}
     assert set(overall.both_wrong_different) == {0}
     fives = table[table["class"] == "5"]
-    logits = [subjects.logits(s)[:, 5] > 0 for s in subjects.of_kind("P-T")]
-    truth = split.labels[:, 5] > 0
+    logits = [found.logits(m)[:, 5] > 0 for m in found.of_kind("P-T")]
+    truth = targets[:, 5] > 0
     assert fives.both_right.iloc[0] == np.sum(
         (logits[0] == truth) & (logits[1] == truth)
     )
-    images = pandas.read_csv(tmp_path / "out" / "mistakes_images.csv")
+    images = table.further["mistakes_images"]
     assert set(images.answers.str.split().explode()) <= {"yes", "no"}
 
 
 def test_logits_take_one_pass_per_model(directory, monkeypatch):
-    subjects = Subjects(runs=written_runs.named(directory))
+    found = kt.Models(written_models.named(directory))
     passes = []
-    dataset = subjects.dataset
-    real = type(dataset).eval_batches
+    real = ExampleSplit.batches
 
     def counted(self, *args, **kwargs):
         passes.append(args)
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(type(dataset), "eval_batches", counted)
-    first = subjects.of_kind("P-T")[0]
-    logits = subjects.logits(first)
-    for subject in subjects:
-        assert subjects.logits(subject).shape == (797, 10)
-    assert subjects.logits(first) is logits
+    monkeypatch.setattr(ExampleSplit, "batches", counted)
+    first = found.of_kind("P-T")[0]
+    logits = found.logits(first)
+    for member in found:
+        assert found.logits(member).shape == (797, 10)
+    assert found.logits(first) is logits
     assert len(passes) == 1
-    images = dataset.test.raw_images(np.arange(797)) / 127.5 - 1
+    images = found.examples.split("test").images(np.arange(797)) / 127.5 - 1
     np.testing.assert_allclose(
-        logits, subjects.model(first).predict(images, verbose=0), atol=1e-4
+        logits, found.model(first).predict(images, verbose=0), atol=1e-4
     )
-    assert subjects.logits(first, "train").shape == (32, 10)
+    assert found.logits(first, "train").shape == (32, 10)
+
+
+@pytest.mark.parametrize("activation", [None, "softmax"])
+def test_models_in_memory(activation):
+    """Answers and confidence are what the models give themselves."""
+    nets = written_models.nets(activation=activation)
+    images, labels = written_models.arrays()["test"]
+    data = kt.Examples(test=(images, labels), class_names=["a", "b", "c"])
+    table = kt.mistakes(kt.Models(nets, data=data), images_shown=3)
+    given = {
+        f"{kind} {i}": net.predict(images, verbose=0)
+        for kind, own in nets.items()
+        for i, net in enumerate(own)
+    }
+    for row in table[table["class"] == "all"].itertuples():
+        a, b = given[row.first].argmax(1), given[row.second].argmax(1)
+        assert row.both_right == np.sum((a == labels) & (b == labels))
+        assert row.only_first_wrong == np.sum((a != labels) & (b == labels))
+    assert set(table["class"]) == {"all", "a", "b", "c"}
+    found = table.further["mistakes_models"].set_index("model")
+    for name, outputs in given.items():
+        if activation is None:
+            outputs = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
+        assert found.expected_calibration_error[name] == pytest.approx(
+            expected_calibration_error(
+                outputs.max(1), outputs.argmax(1) == labels
+            ),
+            abs=1e-6,
+        )
+    for name in ("mistakes", "mistakes_confidence", "mistakes_images"):
+        assert getattr(kt.figures, name)(table).axes
+
+
+def test_inputs_that_are_no_images():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 4)).astype(np.float32), np.arange(30) % 3
+
+    def make(seed):
+        keras.utils.set_random_seed(seed)
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+
+    found = kt.Models(
+        {"P-T": make(0), "RI-T": make(1)}, data=kt.Examples(test=(x, y))
+    )
+    table = kt.mistakes(found)
+    assert len(table.further["mistakes_images"])
+    assert not len(table.further["mistakes_pictures"])
+    assert kt.figures.mistakes_images(table) is None
+    (figure,) = [
+        f for f in declared("mistakes").figures if f.name == "mistakes_images"
+    ]
+    assert not list(figure.drawn(table.further))
+
+
+def test_trajectories():
+    recorded = [written_models.fitted(seed) for seed in range(2)]
+    data = written_models.examples()
+    table = kt.mistakes(kt.Models({"P-T": recorded}, data=data, epoch=1))
+    expected = kt.mistakes(
+        kt.Models({"P-T": [t.load_model(1) for t in recorded]}, data=data)
+    )
+    pandas.testing.assert_frame_equal(table, expected)
 
 
 def test_statistic_of_shared_mistakes():
@@ -283,19 +369,26 @@ def test_statistic_of_shared_mistakes():
     assert shared_mistakes(table) == pytest.approx(0.6 - 0.45)
 
 
+def test_claim(found):
+    _, table = found
+    (statistic,) = declared("mistakes").statistics
+    assert (statistic.claim, statistic.direction) == ("C3", ">")
+    assert statistic.compute(table)[0] == shared_mistakes(table)
+
+
 def test_what_mistakes_refuses(directory, tmp_path):
-    pretrained = Subjects(
-        runs={"P": [f"{directory}/pt0"], "P-T": [f"{directory}/pt1"]}
+    pretrained = kt.Models(
+        {"P": [f"{directory}/pt0"], "P-T": [f"{directory}/pt1"]}
     )
     with pytest.raises(UserError, match="Received: 1"):
-        mistakes(pretrained, Output(tmp_path))
+        kt.mistakes(pretrained)
     written_runs.write_run(
         tmp_path / "wide", written_runs.digits(), seed=0, num_classes=12
     )
-    other = Subjects(runs={"P-T": [f"{directory}/pt0", f"{tmp_path}/wide"]})
-    with pytest.raises(UserError, match="wide gives 12 logits"):
-        mistakes(other, Output(tmp_path))
+    other = kt.Models({"P-T": [f"{directory}/pt0", f"{tmp_path}/wide"]})
+    with pytest.raises(UserError, match="wide' gives 12 logits"):
+        kt.mistakes(other)
     with pytest.raises(UserError, match="named once.*pt0"):
-        Subjects(runs={"P-T": [f"{directory}/pt0"], "P": f"{directory}/pt0"})
+        kt.Models({"P-T": [f"{directory}/pt0"], "P": f"{directory}/pt0"})
     with pytest.raises(UserError, match="num_bins"):
-        mistakes(Subjects(runs=written_runs.named(directory)), None, num_bins=0)
+        kt.mistakes(kt.Models(written_models.named(directory)), num_bins=0)

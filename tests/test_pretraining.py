@@ -6,16 +6,20 @@ import keras
 import numpy as np
 import pandas
 import pytest
-import tensorflow as tf
+import written_models
 import written_runs
+from commands import ROOT
 from sklearn import neural_network
 
+import keras_transfer as kt
 from keras_transfer import data, training  # noqa: F401, train is bound
-from keras_transfer.analysis import Output, Subjects, pretraining
+from keras_transfer.analysis.analyze import analyze
+from keras_transfer.analysis.declaration import Refuted, declared
+from keras_transfer.analysis.interpolation import barrier_height
 from keras_transfer.analysis.pretraining import plateau
 from keras_transfer.errors import UserError
-from keras_transfer.landscape.evaluations import Results
-from keras_transfer.runs import Run, write_text
+from keras_transfer.files import write_text
+from keras_transfer.runs import Run
 
 # Final accuracies by epoch of P and seed; speeds are half as large.
 FINALS = {0: (0.3, 0.4), 2: (0.7, 0.6), 3: (0.8, 0.8), 5: (0.8, 0.7)}
@@ -34,7 +38,7 @@ def write_source(path):
     """
     dataset = source_data()
     images, targets, _ = next(
-        iter(dataset.eval_batches("train", batch_size=500))
+        iter(dataset.examples.split("train").batches(500))
     )
     fitted = neural_network.MLPClassifier((16,), max_iter=60, random_state=0)
     with warnings.catch_warnings():
@@ -58,10 +62,10 @@ def write_source(path):
         5: [first, bias, second, last_bias],
     }
     run = Run(path)
-    run.describe("", model, dataset)
+    run.begin("", model, dataset)
     for epoch, weights in points.items():
         model.set_weights(weights)
-        run.save(epoch, tf.train.Checkpoint(model=model))
+        run.save(epoch, model)
 
 
 def configure(run, final, **bindings):
@@ -104,14 +108,12 @@ def named(root, epochs=tuple(FINALS)):
 
 
 @pytest.fixture(scope="module")
-def result(root, tmp_path_factory):
-    path = tmp_path_factory.mktemp("analysis")
-    subjects = Subjects(runs={**named(root), "RI-T": str(root / "rit")})
-    return pretraining(subjects, Output(path), num_points=5), path
+def table(root):
+    found = kt.Models({**named(root), "RI-T": str(root / "rit")})
+    return kt.pretraining(found, num_points=5)
 
 
-def test_table(result):
-    table, path = result
+def test_table(table):
     rows = table[table.kind == "P-T"].set_index(["epoch", "repeat"])
     assert len(rows) == 8
     for epoch, finals in FINALS.items():
@@ -122,27 +124,43 @@ def test_table(result):
             assert row.speed == pytest.approx(final / 2)
     scratch = table[table.kind == "RI-T"]
     assert list(scratch.final) == [0.5] and scratch.epoch.isna().all()
-    written = pandas.read_csv(
-        path / "pretraining.csv", dtype={"epoch": "Int64"}
+    assert set(table.metric) == {"accuracy"}
+
+
+def test_gin_file(root, table, tmp_path):
+    """And what was evaluated is not evaluated again."""
+    runs = {**named(root), "RI-T": str(root / "rit")}
+    gin.parse_config_files_and_bindings(
+        [str(ROOT / "gin" / "pretraining.gin")],
+        [f"Models.models = {runs}", "pretraining.num_points = 5"],
     )
-    pandas.testing.assert_frame_equal(written, table)
+    analyze(tmp_path)
+    written = pandas.read_csv(
+        tmp_path / "pretraining.csv", dtype={"epoch": "Int64"}
+    )
+    pandas.testing.assert_frame_equal(written, pandas.DataFrame(table))
     for suffix in ("png", "svg"):
-        assert (path / f"pretraining.{suffix}").stat().st_size > 1000
+        assert (tmp_path / f"pretraining.{suffix}").stat().st_size > 1000
+    text = (tmp_path / "evaluated.jsonl").read_text()
+    # Three lines of five points; their common end is one.
+    assert len(text.splitlines()) == 3 * 4 + 1
+    analyze(tmp_path)
+    assert (tmp_path / "evaluated.jsonl").read_text() == text
 
 
-def loss_and_accuracy(model, dataset):
-    images, targets, _ = next(iter(dataset.eval_batches(batch_size=797)))
+def loss_and_accuracy(model, images, targets):
     logits = model(images, training=False).numpy().astype(np.float64)
     logs = logits - np.logaddexp.reduce(logits, axis=1)[:, None]
-    right = logits.argmax(1) == targets.numpy().argmax(1)
+    right = logits.argmax(1) == targets.argmax(1)
     return -np.mean(np.sum(targets * logs, axis=1)), np.mean(right)
 
 
-def test_barriers_are_those_of_p_on_its_own_images(root, result):
-    heights = pandas.read_csv(result[1] / "pretraining_barriers.csv")
+def test_barriers_are_those_of_p_on_its_own_images(root, table):
+    heights = table.further["pretraining_barriers"]
     found = heights.pivot(index="epoch", columns="measure", values="height")
     assert list(found.index) == [0, 2, 3, 5]
-    source, dataset = Run(root / "p"), source_data()
+    source, split = Run(root / "p"), source_data().examples.split("test")
+    images, targets, _ = map(np.asarray, next(iter(split.batches(797))))
     last, model = source.load_model(5).get_weights(), source.load_model(5)
     alphas = np.linspace(0, 1, 5)
     for epoch in (0, 2, 3):
@@ -152,7 +170,7 @@ def test_barriers_are_those_of_p_on_its_own_images(root, result):
             model.set_weights(
                 [(1 - a) * x + a * y for x, y in zip(start, last, strict=True)]
             )
-            values.append(loss_and_accuracy(model, dataset))
+            values.append(loss_and_accuracy(model, images, targets))
         losses, accuracies = np.transpose(values)
         line = losses[0] + alphas * (losses[-1] - losses[0])
         assert found.loss[epoch] == pytest.approx(
@@ -167,17 +185,6 @@ def test_barriers_are_those_of_p_on_its_own_images(root, result):
     assert list(found.loc[5]) == [0, 0]
 
 
-def test_a_stopped_analysis_continues(root, result, tmp_path):
-    _, path = result
-    kept = Results(path / "evaluated.jsonl")
-    # Three lines of five points; their common end is one.
-    assert len(kept) == 3 * 4 + 1
-    text = (path / "evaluated.jsonl").read_text()
-    (tmp_path / "evaluated.jsonl").write_text(text)
-    pretraining(Subjects(runs=named(root)), Output(tmp_path), num_points=5)
-    assert (tmp_path / "evaluated.jsonl").read_text() == text
-
-
 def barriers(*heights):
     return pandas.DataFrame(
         {
@@ -188,8 +195,7 @@ def barriers(*heights):
     )
 
 
-def test_plateau_by_hand(result):
-    table, _ = result
+def test_plateau_by_hand(table):
     first, gains = plateau(table, barriers(0.3, 0.05, 0.01, 0.0))
     # (0.7 + 0.8) / 2 - 0.8 and (0.6 + 0.8) / 2 - 0.7.
     assert first == 2
@@ -199,6 +205,11 @@ def test_plateau_by_hand(result):
     np.testing.assert_allclose(gains[[0, 1]], [0.0, 0.1], atol=1e-12)
     first, gains = plateau(table, barriers(0.3, 0.2, 0.1, 0.0))
     assert first == 5 and gains.empty
+    (statistic,) = declared("pretraining").statistics
+    value, *_ = statistic.compute(table, barriers(0.3, 0.05, 0.01, 0.0))
+    assert value == pytest.approx(-0.025)
+    with pytest.raises(Refuted, match="the last one, epoch 5"):
+        statistic.compute(table, barriers(0.3, 0.2, 0.1, 0.0))
     # A repeat without the run from epoch 3 does not count.
     less = table[table.name != "pt_3_1"]
     _, gains = plateau(less, barriers(0.3, 0.05, 0.01, 0.0))
@@ -219,12 +230,10 @@ def test_p_and_target_may_have_other_metrics(root, tmp_path):
         description = json.loads(path.read_text())
         description["info"]["multi_label"] = True
         write_text(path, json.dumps(description))
-    output, drawn = Output(tmp_path / "out"), []
-    output.figure = lambda name, figure: drawn.append(figure)
     runs = {"P-T": [str(tmp_path / "pt2"), str(tmp_path / "pt5")]}
-    table = pretraining(Subjects(runs=runs), output, num_points=3)
+    table = kt.pretraining(kt.Models(runs), num_points=3)
     assert list(table.final) == [0.5, 0.5]
-    final, _, barrier, _ = drawn[0].axes
+    final, _, barrier, _ = kt.figures.pretraining(table).axes
     assert final.get_ylabel() == "test auc"
     assert barrier.get_ylabel() == "barrier in accuracy"
     assert barrier.lines[0].get_ydata()[0] > 0.1
@@ -237,42 +246,123 @@ def test_p_is_found(root, tmp_path, monkeypatch):
         run = written_runs.write_run(tmp_path / f"pt{epoch}", target, 1)
         configure(run, 0.5, pretrained="runs/p", pretrained_epoch=epoch)
     runs = {"P-T": [str(tmp_path / "pt0"), str(tmp_path / "pt5")]}
-    output = Output(tmp_path / "out")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="pretraining.pretrained to P's"):
-        pretraining(Subjects(runs=runs), output)
-    table = pretraining(
-        Subjects(runs=runs), output, str(root / "p"), num_points=2
-    )
+        kt.pretraining(kt.Models(runs))
+    table = kt.pretraining(kt.Models(runs), str(root / "p"), num_points=2)
     assert list(table.epoch) == [0, 5]
+    # Or it is named among the models.
+    beside = kt.pretraining(
+        kt.Models({**runs, "P": Run(root / "p")}), num_points=2
+    )
+    pandas.testing.assert_frame_equal(table, beside)
     (tmp_path / "runs").symlink_to(root)
-    pretraining(Subjects(runs=runs), output, num_points=2)
+    kt.pretraining(kt.Models(runs), num_points=2)
     # The same P by another name may stand beside it; another P may not.
     both = {"P-T": [*runs["P-T"], str(root / "pt_2_0")]}
-    table = pretraining(Subjects(runs=both), output, num_points=2)
+    table = kt.pretraining(kt.Models(both), num_points=2)
     assert list(table.epoch) == [0, 2, 5]
     configure(Run(tmp_path / "pt0"), 0.5, pretrained="q", pretrained_epoch=0)
     with pytest.raises(UserError, match="P-Ts from q, runs/p"):
-        pretraining(Subjects(runs=runs), output)
+        kt.pretraining(kt.Models(runs))
+
+
+def with_batch_norm(seed):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(6),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+@pytest.mark.parametrize("make", [written_models.net, with_batch_norm])
+def test_trajectories(make):
+    """P and its P-Ts as Keras has fitted them."""
+    p = written_models.fitted(9, epochs=3, make=make)
+    named = {
+        "P-T": [
+            written_models.fitted(seed, epochs=2, pretrained_epoch=epoch)
+            for seed, epoch in enumerate((1, "last"))
+        ],
+        "RI-T": written_models.fitted(5, epochs=2),
+    }
+    arrays = written_models.arrays()
+    own = kt.Examples(**arrays)
+    table = kt.pretraining(
+        kt.Models({**named, "P": p}, batch_norm="stored"),
+        pretrained_data=own,
+        num_points=3,
+    )
+    assert list(table.kind) == ["P-T", "P-T", "RI-T"]
+    assert list(table.epoch[:2]) == [1, 3] and table.epoch.isna()[2]
+    policy = "none" if make is written_models.net else "stored"
+    assert set(table.batch_norm) == {policy}
+    for row, own_history in zip(
+        table.itertuples(), [*named["P-T"], named["RI-T"]], strict=True
+    ):
+        history = own_history.model.history.history["val_accuracy"]
+        assert row.final == pytest.approx(history[-1])
+        assert row.speed == pytest.approx(np.mean(history))
+    heights = table.further["pretraining_barriers"]
+    assert set(heights.batch_norm) == {policy}
+    ends = [p.load_model(epoch).get_weights() for epoch in (1, 3)]
+    model, alphas, losses = p.load_model(), [0, 0.5, 1], []
+    images, labels = arrays["test"]
+    for a in alphas:
+        model.set_weights(
+            [(1 - a) * x + a * y for x, y in zip(*ends, strict=True)]
+        )
+        losses.append(loss_and_accuracy(model, images, np.eye(3)[labels])[0])
+    expected = barrier_height(alphas, losses, higher_is_better=False)
+    found = heights[(heights.measure == "loss") & (heights.epoch == 1)]
+    assert found.height.item() == pytest.approx(expected, abs=1e-5)
+    assert len(kt.figures.pretraining(table).axes) == 4
+
+
+def test_what_trajectories_must_say():
+    fitted = written_models.fitted
+    said = [fitted(0, epochs=1, pretrained_epoch=e) for e in (0, 1)]
+    found, p = kt.Models({"P-T": said}), fitted(2, epochs=1)
+    with pytest.raises(UserError, match="P-T 0, P-T 1, which are none"):
+        kt.pretraining(found)
+    with pytest.raises(UserError, match="pretrained_data=None"):
+        kt.pretraining(found, p)
+    data = written_models.examples()
+    with pytest.raises(UserError, match="P-T 1, which does not say"):
+        kt.pretraining(kt.Models({"P-T": [said[0], p]}), p, data)
+    with pytest.raises(UserError, match="has no epochs"):
+        kt.pretraining(
+            kt.Models({"P-T": said, "P": written_models.net()}),
+            pretrained_data=data,
+        )
+    with pytest.raises(UserError, match="2 models of kind P"):
+        kt.pretraining(
+            kt.Models({"P-T": said, "P": [p, fitted(3, epochs=1)]}),
+            pretrained_data=data,
+        )
 
 
 def test_what_cannot_be_compared(root, tmp_path):
-    output = Output(tmp_path)
     with pytest.raises(UserError, match="Received: no P-T"):
-        pretraining(Subjects(runs={"RI-T": str(root / "rit")}), output)
+        kt.pretraining(kt.Models({"RI-T": str(root / "rit")}))
     with pytest.raises(UserError, match="Received: 2 from epoch 3"):
-        pretraining(Subjects(runs=named(root, (3,))), output)
+        kt.pretraining(kt.Models(named(root, (3,))))
     runs = {"P-T": [str(root / "pt_0_0"), str(root / "rit")]}
     with pytest.raises(UserError, match="Received: rit, trained from scratch"):
-        pretraining(Subjects(runs=runs), output)
+        kt.pretraining(kt.Models(runs))
     run = written_runs.write_run(tmp_path / "pt", source_data(), 1)
     configure(run, 0.5, pretrained=str(root / "p"), pretrained_epoch=0)
     runs = {"P-T": [str(root / "pt_2_0"), str(run.path)]}
     with pytest.raises(UserError, match="num_train = 32 and pt with 500"):
-        pretraining(Subjects(runs=runs), output)
+        kt.pretraining(kt.Models(runs))
     configure(run, 0.5, pretrained=str(root / "p"), pretrained_epoch=4)
     with pytest.raises(UserError, match="no checkpoint of epoch 4"):
-        pretraining(Subjects(runs={"P-T": str(run.path)}), output)
+        kt.pretraining(kt.Models({"P-T": str(run.path)}))
 
 
 def test_binding_is_what_gin_wrote(tmp_path):

@@ -6,20 +6,20 @@ import numpy as np
 import pandas
 import pytest
 import tensorflow as tf
+import written_models
 import written_runs
 from commands import ROOT
 
+import keras_transfer as kt
 from keras_transfer import models
-from keras_transfer.analysis import (
-    Output,
-    Subjects,
-    analyze,
+from keras_transfer.analysis.analyze import analyze
+from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.similarity import (
     feature_similarity,
     linear_cka,
     rbf_cka,
-    similarity,
+    shared_features,
 )
-from keras_transfer.analysis.similarity import shared_features
 from keras_transfer.errors import UserError
 
 
@@ -260,17 +260,15 @@ def test_what_feature_similarity_refuses():
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs")
-    written_runs.write_subjects(path)
+    written_models.write_models(path)
     return path
 
 
-def test_table_of_pairs(directory, tmp_path):
-    subjects = Subjects(runs=written_runs.named(directory))
-    table = similarity(subjects, Output(tmp_path), num_examples=100)
-    written = pandas.read_csv(tmp_path / "similarity.csv")
-    pandas.testing.assert_frame_equal(written, table)
-    assert (tmp_path / "similarity.png").exists()
-    assert (tmp_path / "similarity_matrix.svg").exists()
+def test_table_of_pairs(directory):
+    found = kt.Models(written_models.named(directory))
+    table = kt.similarity(found, num_examples=100)
+    assert kt.figures.similarity(table).axes
+    assert len(kt.figures.similarity_matrix(table).axes) == 4
     pairs = table.groupby(["first", "second"], sort=False).pair.agg(
         ["first", "size"]
     )
@@ -285,11 +283,11 @@ def test_table_of_pairs(directory, tmp_path):
     assert set(pairs["size"]) == {4 * 4}
     assert set(table.method) == {"exact"} and set(table.examples) == {100}
     # Independent of the order in which images come.
-    test = subjects.dataset.test
+    test = found.examples.split("test")
     drawn = np.random.RandomState(0).permutation(len(test))[:100]
-    images = (test.raw_images(np.sort(drawn)) / 255 - 0.5) / 0.5
+    images = (test.images(np.sort(drawn)) / 255 - 0.5) / 0.5
     logits = [
-        subjects.model(subjects.of_kind(kind)[1]).predict(images, verbose=0)
+        found.model(found.of_kind(kind)[1]).predict(images, verbose=0)
         for kind in ("P-T", "RI-T")
     ]
     (row,) = table[
@@ -323,21 +321,114 @@ def test_statistic_of_shared_features():
 
 
 def test_models_that_cannot_be_compared(directory, tmp_path):
-    alone = Subjects(runs={"P-T": [f"{directory}/pt0"]})
+    alone = kt.Models({"P-T": [f"{directory}/pt0"]})
     with pytest.raises(UserError, match="at least two"):
-        similarity(alone, Output(tmp_path))
-    both = Subjects(runs=written_runs.named(directory))
+        kt.similarity(alone)
+    both = kt.Models(written_models.named(directory))
     with pytest.raises(UserError, match="'validation'"):
-        similarity(both, Output(tmp_path), split="validation")
+        kt.similarity(both, split="validation")
     written_runs.write_run(
         tmp_path / "large",
         written_runs.digits(),
         seed=0,
         input_shape=(16, 16, 1),
     )
-    other = Subjects(runs={"P-T": [f"{directory}/pt0", f"{tmp_path}/large"]})
-    with pytest.raises(UserError, match=r"large takes images of .*16, 16, 1"):
-        similarity(other, Output(tmp_path))
+    other = kt.Models({"P-T": [f"{directory}/pt0", f"{tmp_path}/large"]})
+    with pytest.raises(UserError, match=r"large' takes images .*16, 16, 1"):
+        kt.similarity(other)
+
+
+def test_models_of_one_factory_in_memory():
+    """The last module's features are logits, also where a softmax follows."""
+    nets = written_models.nets(activation="softmax")
+    data = written_models.arrays()
+    table = kt.similarity(
+        kt.Models(nets, data=kt.Examples(test=data["test"])), num_examples=100
+    )
+    names = [m.name for m in models.module_chain(nets["P-T"][0])]
+    assert set(table.first_module) == set(table.second_module) == {*names}
+    assert len(table) == 6 * len(names) ** 2
+    assert set(table.examples) == {40}
+    logits = []
+    for net in (nets["P-T"][1], nets["RI-T"][0]):
+        features = keras.Sequential(net.layers[:-1])
+        features.build((None, 6, 6, 1))
+        x = features(data["test"][0]).numpy()
+        logits.append(x @ net.layers[-1].kernel + net.layers[-1].bias)
+    row = table[
+        (table["first"] == "P-T 1")
+        & (table["second"] == "RI-T 0")
+        & (table.first_module == names[-1])
+        & (table.second_module == names[-1])
+    ]
+    assert row.cka.item() == pytest.approx(plain_cka(*logits), abs=1e-5)
+    assert kt.figures.similarity(table).axes[0].lines
+
+
+def test_models_of_different_architecture():
+    """A P of other classes, and chains of other lengths under own names."""
+    data = written_models.examples()
+    deep = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            keras.layers.Flatten(),
+            *[keras.layers.Dense(4, name=f"layer{i}.dense") for i in range(5)],
+        ]
+    )
+    nets = {
+        "P": written_models.net(0, num_classes=7),
+        "P-T": written_models.net(1),
+        "other": deep,
+    }
+    table = kt.similarity(kt.Models(nets, data=data))
+    names = [m.name for m in models.module_chain(nets["P"])]
+    same = table[table.pair == "P/P-T"]
+    assert list(dict.fromkeys(same.second_module)) == names
+    others = table[table.pair == "P-T/other"]
+    assert set(others.second_module) == {f"layer{i}" for i in range(5)}
+    assert len(others) == 3 * 5
+    # Where no module is the same in both, there is no figure of them.
+    assert kt.figures.similarity(others) is None
+
+
+def test_p_may_have_other_classes_than_the_data():
+    """Also where batch normalization is given statistics of these data."""
+
+    def make(num_classes):
+        return keras.Sequential(
+            [
+                keras.Input((6, 6, 1)),
+                keras.layers.Conv2D(4, 3),
+                keras.layers.BatchNormalization(),
+                keras.layers.Flatten(),
+                keras.layers.Dense(num_classes),
+            ]
+        )
+
+    data = written_models.examples()
+    table = kt.similarity(kt.Models({"P": make(7), "P-T": make(3)}, data=data))
+    assert set(table.batch_norm) == {"reestimate"}
+    assert table.cka.between(0, 1).all()
+
+
+def test_claim_is_of_the_module_where_they_share_least(directory):
+    table = kt.similarity(kt.Models(written_models.named(directory)))
+    (statistic,) = declared("similarity").statistics
+    assert (statistic.claim, statistic.direction) == ("C4", ">")
+    value, low, high = statistic.compute(table)
+    assert value == shared_features(table).min()
+    # Without one of two P-Ts there is no pair of them.
+    assert np.isnan([low, high]).all()
+
+
+def test_similarity_of_trajectories():
+    recorded = [written_models.fitted(seed) for seed in range(2)]
+    data = written_models.examples()
+    table = kt.similarity(kt.Models({"P-T": recorded}, data=data))
+    expected = kt.similarity(
+        kt.Models({"P-T": [t.load_model() for t in recorded]}, data=data)
+    )
+    pandas.testing.assert_series_equal(table.cka, expected.cka, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -346,8 +437,8 @@ def test_models_that_cannot_be_compared(directory, tmp_path):
 def test_gin_file(name, directory, tmp_path):
     gin.parse_config_files_and_bindings(
         [str(ROOT / "gin" / f"{name}.gin")],
-        [f"Subjects.runs = {written_runs.named(directory)}"],
+        [f"Models.models = {written_models.named(directory)}"],
     )
     analyze(tmp_path)
-    assert (tmp_path / f"{name}.csv").stat().st_size > 1000
+    assert len(pandas.read_csv(tmp_path / f"{name}.csv")) > 10
     assert (tmp_path / f"{name}.png").exists()

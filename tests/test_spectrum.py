@@ -1,21 +1,18 @@
-import functools
-import sys
-
 import keras
 import numpy as np
-import pandas
 import pytest
 import tensorflow as tf
-import written_runs
+import written_models
 
+import keras_transfer as kt
 from keras_transfer import models
-from keras_transfer.analysis import (
-    Output,
+from keras_transfer.analysis import spectrum as spectrum_module
+from keras_transfer.analysis.spectrum import (
+    Spectrum,
     conv_spectrum,
+    matrix_spectrum,
     model_spectra,
-    spectrum,
 )
-from keras_transfer.analysis.spectrum import Spectrum, matrix_spectrum
 from keras_transfer.errors import UserError
 
 layers = keras.layers
@@ -165,7 +162,7 @@ def test_spectra_of_a_fixup_network():
     rng = np.random.default_rng(0)
     for variable in model.trainable_variables:
         variable.assign(rng.normal(size=variable.shape))
-    found = model_spectra(model)
+    (found,) = model_spectra([model])
     assert list(found) == [
         ("conv1", "conv1.conv"),
         ("layer1.0", "layer1.0.conv1"),
@@ -208,9 +205,10 @@ def test_padding_and_depth_of_other_networks(caplog):
             layers.Dense(3, name="dense"),
         ]
     )
-    found = {name: values for (_, name), values in model_spectra(model).items()}
+    (found,) = model_spectra([model])
+    found = {name: values for (_, name), values in found.items()}
     assert list(found) == ["grouped", "deep", "dense"]
-    assert "sequence: a Conv1D" in caplog.text.replace("layer ", "")
+    assert "sequence (Conv1D)" in caplog.text
     # "same" with stride 2 halves 5 to 3, so that the map is taken as 6.
     kernel = np.float64(model.get_layer("grouped").kernel)
     matrix = explicit_matrix(kernel, (6, 6), (2, 2), groups=2)
@@ -225,40 +223,123 @@ def test_padding_and_depth_of_other_networks(caplog):
     np.testing.assert_allclose(all_values(found["deep"]), expected, atol=1e-9)
 
 
-def test_a_model_of_any_image_size_is_refused():
-    model = keras.Sequential(
+def any_size():
+    return keras.Sequential(
         [
             keras.Input((None, None, 1)),
             layers.Conv2D(2, 3, name="conv"),
             layers.GlobalAveragePooling2D(),
-            layers.Dense(1),
+            layers.Dense(3),
         ]
     )
+
+
+def test_a_model_of_any_image_size():
+    model = any_size()
     with pytest.raises(UserError, match="layer 'conv'"):
-        model_spectra(model)
+        model_spectra([model])
+    with pytest.raises(UserError, match="data=None"):
+        kt.spectrum(kt.Models({"P-T": model}))
+    table = kt.spectrum(
+        kt.Models({"P-T": model}, data=written_models.examples()), num_values=1
+    )
+    # Of the images' 6 px, 4 are left.
+    expected = conv_spectrum(np.float64(model.layers[0].kernel), (4, 4))
+    assert table.singular_value[0] == expected.values[0]
+
+
+def test_no_layer_to_look_at():
+    model = keras.Sequential(
+        [keras.Input((3, 1)), layers.Conv1D(2, 3), layers.Flatten()]
+    )
+    with pytest.raises(UserError, match="without any"):
+        model_spectra([model])
+
+
+@keras.saving.register_keras_serializable(package="test_spectrum")
+class Block(layers.Layer):
+    """Holds its layers in a list, and calls the second one twice."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.steps = [
+            layers.Conv2D(filters, 3, strides=2, padding="same", name="reduce"),
+            layers.Conv2D(filters, 1, name="mix"),
+            layers.EinsumDense("abcd,de->abce", (None, None, filters)),
+        ]
+
+    def build(self, shape):
+        # Because of it, no graph tells what happens inside.
+        self.gain = self.add_weight(shape=(), initializer="ones")
+        self.steps[0].build(shape)
+        inner = (*self.steps[0].compute_output_shape(shape),)
+        self.steps[1].build(inner)
+        self.steps[2].build(inner)
+
+    def call(self, x):
+        x = self.steps[1](self.steps[0](x))
+        return self.gain * self.steps[2](self.steps[1](x))
+
+    def get_config(self):
+        return super().get_config() | {"filters": self.filters}
+
+
+def test_layers_held_in_lists(caplog):
+    def make():
+        x = inputs = keras.Input((8, 12, 1))
+        for filters in (2, 3):
+            x = Block(filters)(x)
+        x = layers.GlobalAveragePooling2D()(x)
+        return keras.Model(inputs, layers.Dense(3)(x))
+
+    nets = [make(), make()]
+    found = model_spectra(nets)
+    blocks = [layer for layer in nets[0].layers if isinstance(layer, Block)]
+    names = [name for _, name in found[0]]
+    # Names that both blocks have begin with the block's own.
+    assert names == [
+        *(f"{b.name}/{n}" for b in blocks for n in ("reduce", "mix")),
+        nets[0].layers[-1].name,
+    ]
+    # Names are labels: those of the first model's layers for both.
+    assert list(found[1]) == list(found[0])
+    assert "(EinsumDense)" in caplog.text
+    values = list(found[1].values())
+    own = [layer for layer in nets[1].layers if isinstance(layer, Block)]
+    for block, spectrum, size in zip(
+        own, values[:4:2], [(8, 12), (4, 6)], strict=True
+    ):
+        kernel = np.float64(block.steps[0].kernel)
+        matrix = explicit_matrix(kernel, size, (2, 2))
+        np.testing.assert_allclose(
+            all_values(spectrum),
+            np.linalg.svd(matrix, compute_uv=False),
+            atol=1e-9,
+        )
+    # And the layers are as they were.
+    assert "call" not in vars(own[0].steps[0])
+    assert nets[1].predict(np.zeros((2, 8, 12, 1)), verbose=0).shape == (2, 3)
 
 
 def test_table_of_four_kinds(tmp_path, monkeypatch):
     calls = []
     real = matrix_spectrum
 
-    @functools.wraps(real)
     def counted(matrix):
         calls.append(matrix.shape)
         return real(matrix)
 
-    # By its name, as the package's `spectrum` is the function.
-    module = sys.modules["keras_transfer.analysis.spectrum"]
-    monkeypatch.setattr(module, "matrix_spectrum", counted)
-    subjects = written_runs.write_subjects(tmp_path)
-    table = spectrum(subjects, Output(tmp_path / "out"), num_values=5)
+    monkeypatch.setattr(spectrum_module, "matrix_spectrum", counted)
+    found = written_models.write_models(tmp_path)
+    table = kt.spectrum(found, num_values=5)
     # Both P-Ts start alike, so of eight heads seven differ.
     assert calls == [(8, 10)] * 7
     kinds = table.groupby("model", sort=False).kind.first()
     assert dict(kinds) == {
         "pt0@0": "P",
-        "rit0@0": "RI",
         "pt1@0": "P",
+        "rit0@0": "RI",
         "rit1@0": "RI",
         "pt0": "P-T",
         "pt1": "P-T",
@@ -267,14 +348,42 @@ def test_table_of_four_kinds(tmp_path, monkeypatch):
     }
     assert set(table.fraction) == {0, 0.25, 0.5, 0.75, 1}
     head = table[(table.model == "pt1") & (table.layer == "fc.dense")]
-    kernel = subjects.weights(subjects.of_kind("P-T")[1])[-2]
+    kernel = found.weights(found.of_kind("P-T")[1])[-2]
     expected = np.linalg.svd(kernel.astype(np.float64), compute_uv=False)
     # Eight values: places 0, 1.75, 3.5, 5.25 and 7, rounded to even.
     np.testing.assert_allclose(
         head.singular_value, expected[[0, 2, 4, 5, 7]], rtol=1e-6
     )
-    summaries = pandas.read_csv(tmp_path / "out" / "spectrum_layers.csv")
+    summaries = table.further["spectrum_layers"]
     zero = summaries[(summaries.kind == "RI") & (summaries.largest == 0)]
     assert set(zero.layer) == {"layer1.0.conv2", "layer2.0.conv2"}
-    for name in ("spectrum.png", "spectrum_layers.svg", "spectrum.csv"):
-        assert (tmp_path / "out" / name).stat().st_size > 1000
+    for name in ("spectrum", "spectrum_layers"):
+        assert getattr(kt.figures, name)(table).axes
+
+
+def test_models_of_one_factory_without_data():
+    """Also one that ends in softmax, whose head is then called otherwise."""
+    nets = written_models.nets()
+    nets["RI-T"] = written_models.nets(activation="softmax")["RI-T"]
+    table = kt.spectrum(kt.Models(nets), num_values=3)
+    names = [layer.name for layer in nets["P-T"][0].layers if layer.weights]
+    assert list(table.groupby("layer", sort=False).size()) == [4 * 3] * 3
+    assert list(dict.fromkeys(table.layer)) == names
+    for kind, own in nets.items():
+        kernel = np.float64(own[1].layers[-1].kernel)
+        rows = table[(table.model == f"{kind} 1") & (table.layer == names[-1])]
+        values = np.linalg.svd(kernel, compute_uv=False)
+        np.testing.assert_allclose(rows.singular_value, values, rtol=1e-6)
+
+
+def test_trajectories_know_where_they_come_from():
+    recorded = written_models.fitted()
+    table = kt.spectrum(kt.Models({"RI-T": recorded}), num_values=1)
+    assert dict(table.groupby("model").kind.first()) == {
+        "RI-T 0@0": "RI",
+        "RI-T 0": "RI-T",
+    }
+    for name, epoch in (("RI-T 0@0", 0), ("RI-T 0", 2)):
+        kernel = np.float64(recorded.load_model(epoch).layers[-1].kernel)
+        (value,) = table[table.model == name].singular_value.tail(1)
+        assert value == pytest.approx(np.linalg.norm(kernel, 2))

@@ -2,25 +2,33 @@
 
 import dataclasses
 
-import gin
+import pandas
 
-from keras_transfer import objectives
-from keras_transfer.analysis.output import new_figure, plot_by
+from keras_transfer.analysis.declaration import (
+    Figure,
+    Statistic,
+    Table,
+    declare_analysis,
+)
+from keras_transfer.analysis.drawing import new_figure, plot_by
+from keras_transfer.analysis.statistics import mean_over_seeds
+from keras_transfer.analysis.trajectory import about, learning_curve
+from keras_transfer.data import Info
 from keras_transfer.errors import UserError
 
-# Pairs of runs that saw the same images, and how these were shuffled.
+# Pairs of models that saw the same images, and how these were shuffled.
 _IMAGES = ["shuffle", "block_size"]
 _MEASURES = ("final", "speed")
 
 
-def learning_summary(run):
-    """Returns what a run learned, and how fast.
+def learning_summary(source):
+    """Returns what a model learned, and how fast.
 
     Source: paper section 3.1. The initialization, epoch 0, has learned nothing
     yet and is left out.
 
     Args:
-        run: the `runs.Run`.
+        source: the `runs.Run`, or `Trajectory`.
 
     Returns:
         dict: "epochs" (int, the evaluations after the initialization, one an
@@ -30,16 +38,7 @@ def learning_summary(run):
     Raises:
         UserError: if there was no evaluation after the initialization.
     """
-    metrics = run.metrics()
-    rows = metrics[(metrics.split == "test") & (metrics.epoch > 0)]
-    if rows.empty:
-        raise UserError(
-            "What was learned is read from metrics.csv, which must hold test "
-            f"rows of epoch 1 or later. Received: {run.metrics_path}."
-        )
-    values = rows.sort_values("epoch")[
-        objectives.metric_name(run.info().multi_label)
-    ]
+    _, values = learning_curve(source)
     return {
         "epochs": len(values),
         "final": float(values.iloc[-1]),
@@ -47,36 +46,77 @@ def learning_summary(run):
     }
 
 
-def check_same_data(subjects, ignored=()):
-    """Raises a `UserError` unless runs were trained on the same data.
+def check_same_data(members, ignored=()):
+    """Raises a `UserError` unless models were trained on the same data.
+
+    Fields of `data.Info` must agree where both of two models know them: those
+    of runs do all, a trajectory the images' shape and what it was given.
 
     Args:
-        subjects: sequence of `Subject`.
-        ignored: names of the fields of `data.Info` in which they may differ.
+        members: sequence of `Member`.
+        ignored: names of the fields in which they may differ.
     """
-    first, *others = subjects
-    expected = dataclasses.asdict(first.run.info())
+    first, *others = members
+    expected = about(first.source)
+    compared = {field.name for field in dataclasses.fields(Info)}
     for other in others:
-        found = dataclasses.asdict(other.run.info())
+        found = about(other.source)
         for field in expected:
-            if field not in ignored and found[field] != expected[field]:
+            if field in ignored or field not in compared & found.keys():
+                continue
+            if found[field] != expected[field]:
                 raise UserError(
-                    "The runs of a sweep must be trained on the same data. "
+                    "The models of a sweep must be trained on the same data. "
                     f"Received: {first.name} with {field} = "
                     f"{expected[field]!r} and {other.name} with "
                     f"{found[field]!r}."
                 )
 
 
-@gin.configurable
-def feature_reuse(subjects, output):
+@declare_analysis(
+    figures=[
+        Figure(
+            "feature_reuse",
+            lambda table, drops: _figure(table, drops),
+            "Feature reuse",
+            "Performance of P-Ts and RI-Ts, and what is missing without P, as "
+            "the blocks in which images are shuffled become smaller.",
+            tables=("feature_reuse", "feature_reuse_drop"),
+        )
+    ],
+    statistics=[
+        Statistic(
+            "C1",
+            "Feature reuse matters most where domains are alike.",
+            "rank correlation of block size with the relative drop "
+            "(A_PT - A_RIT) / A_PT in final accuracy",
+            ">",
+            0.0,
+            lambda drops: mean_over_seeds(drop_trend(drops)),
+            tables=("feature_reuse_drop",),
+        ),
+        Statistic(
+            "C2",
+            "Low-level statistics help too, above all speed.",
+            "accuracy averaged over epochs on fully shuffled input, P-T minus "
+            "RI-T",
+            ">",
+            0.0,
+            lambda table: mean_over_seeds(statistics_gain(table)),
+        ),
+    ],
+    cost=lambda options, models: 0,
+)
+def feature_reuse(models):
     """Compares P-Ts with RI-Ts as the images' features are destroyed.
 
-    The subjects are P-Ts and RI-Ts of one target, trained on images whose
-    blocks were shuffled, at several block sizes. At each block size the first
-    P-T is compared with the first RI-T, the second with the second, in the
-    order named; whatever else is named is left aside. Weights and images are
-    not looked at, only metrics.csv.
+    The models are P-Ts and RI-Ts of one target, trained on images whose blocks
+    were shuffled, at several block sizes. At each block size the first P-T is
+    compared with the first RI-T, the second with the second, in the order
+    named; whatever else is named is left aside. Weights and images are not
+    looked at, only how accuracy grew: metrics.csv of a run, or what a
+    `Trajectory` recorded, which also says how its images were shuffled:
+    Trajectory(shuffle="blocks", block_size=8, shuffle_seed=1234).
 
     Unshuffled images are one block of their own size. Images whose pixels were
     shuffled have blocks of 1 px, and come before real blocks of 1 px, whose
@@ -85,43 +125,37 @@ def feature_reuse(subjects, output):
     not on the figure's axis, nor in the statistics.
 
     Args:
-        subjects: `Subjects` of kinds "P-T" and "RI-T".
-        output: `Output`; receives feature_reuse.csv, what is returned,
-            feature_reuse_drop.csv (`relative_drops`) and the figure
-            feature_reuse.
+        models: `Models` of kinds "P-T" and "RI-T", runs or `Trajectory`s.
 
     Returns:
-        `pandas.DataFrame`, one row per run, in order of block size: kind, name,
-        shuffle ("none", "blocks", "pixels" or "channels"), block_size (px),
-        shuffle_seed, repeat (0 for the run named first of its kind and block
-        size, 1, ...), epochs, final and speed (see `learning_summary`).
+        `Table`, one row per model, in order of block size: kind, name, shuffle
+        ("none", "blocks", "pixels" or "channels"), block_size (px),
+        shuffle_seed, repeat (0 for the model named first of its kind and block
+        size, 1, ...), epochs, final and speed (see `learning_summary`), and
+        their metric ("accuracy" or "auc"). Beside it feature_reuse_drop, see
+        `relative_drops`.
 
     Raises:
-        UserError: if there are fewer than two block sizes, runs that do not
-            pair up, or runs of different data.
+        UserError: if there are fewer than two block sizes, models that do not
+            pair up, or models of different data.
     """
-    import pandas
-
-    models = [*subjects.of_kind("P-T"), *subjects.of_kind("RI-T")]
-    _check_kinds(models)
-    check_same_data(models, ignored=("shuffle", "block_size", "shuffle_seed"))
+    members = [*models.of_kind("P-T"), *models.of_kind("RI-T")]
+    _check_kinds(members)
+    check_same_data(members, ignored=("shuffle", "block_size", "shuffle_seed"))
     rows = [
-        {"kind": s.kind, "name": s.name}
-        | _shuffle(s.run.info())
-        | learning_summary(s.run)
-        for s in models
+        {"kind": m.kind, "name": m.name}
+        | _shuffle(m)
+        | learning_summary(m.source)
+        | {"metric": learning_curve(m.source)[0]}
+        for m in members
     ]
     table = pandas.DataFrame(rows)
+    _check_metric(table)
     repeat = table.groupby(["kind", *_IMAGES]).cumcount()
     table.insert(table.columns.get_loc("epochs"), "repeat", repeat)
     _check_pairs(table)
     table = table.sort_values("block_size", kind="stable", ignore_index=True)
-    drops = relative_drops(table)
-    output.table("feature_reuse", table)
-    output.table("feature_reuse_drop", drops)
-    metric = objectives.metric_name(models[0].run.info().multi_label)
-    output.figure("feature_reuse", _figure(table, drops, metric))
-    return table
+    return Table(table, feature_reuse_drop=relative_drops(table))
 
 
 def relative_drops(table):
@@ -137,8 +171,6 @@ def relative_drops(table):
         block_size (px), repeat, first (the P-T's name), second (the RI-T's),
         measure ("final" or "speed") and relative_drop, (A_PT - A_RIT) / A_PT.
     """
-    import pandas
-
     pairs = table[table.kind == "P-T"].merge(
         table[table.kind == "RI-T"],
         on=[*_IMAGES, "repeat"],
@@ -194,26 +226,42 @@ def statistics_gain(table):
     return speeds["P-T"] - speeds["RI-T"]
 
 
-def _shuffle(info):
-    """Returns a dataset's shuffle as columns of the table."""
-    size, shuffle = info.image_shape[0], info.shuffle
-    if shuffle == "blocks" and info.block_size == size:
+def _shuffle(member):
+    """Returns how a model's images were shuffled, as columns of the table."""
+    known = about(member.source)
+    size, shuffle = known["image_shape"][0], known.get("shuffle")
+    block_size = known.get("block_size")
+    if shuffle == "blocks" and block_size == size:
         shuffle = None
+    size = {"blocks": block_size, "pixels": 1}.get(shuffle, size)
+    if not isinstance(size, int):
+        raise UserError(
+            "A sweep over block sizes needs each model's. Received: "
+            f"{member.name} with block_size = {size!r}; record it with "
+            'Trajectory(shuffle="blocks", block_size=8, shuffle_seed=1234), of '
+            "a model of one image size."
+        )
     return {
         "shuffle": shuffle or "none",
-        "block_size": {"blocks": info.block_size, "pixels": 1}.get(
-            shuffle, size
-        ),
-        "shuffle_seed": info.shuffle_seed,
+        "block_size": size,
+        "shuffle_seed": known.get("shuffle_seed"),
     }
 
 
-def _check_kinds(models):
-    kinds = {s.kind for s in models}
+def _check_kinds(members):
+    kinds = {m.kind for m in members}
     if missing := [kind for kind in ("P-T", "RI-T") if kind not in kinds]:
         raise UserError(
-            "Feature reuse compares P-Ts with RI-Ts; name runs of both in "
-            f"Subjects.runs. Received: no {' and no '.join(missing)}."
+            "Feature reuse compares P-Ts with RI-Ts; name models of both in "
+            f"Models.models. Received: no {' and no '.join(missing)}."
+        )
+
+
+def _check_metric(table):
+    if table.metric.nunique() > 1:
+        raise UserError(
+            "The models of a sweep are compared by one metric. Received: "
+            f"{' and '.join(table.metric.unique())}."
         )
 
 
@@ -236,7 +284,7 @@ def _check_pairs(table):
     sizes = _on_axis(table).position.unique()
     if len(sizes) < 2:
         raise UserError(
-            "A sweep needs runs at two or more block sizes. Received: "
+            "A sweep needs models at two or more block sizes. Received: "
             f"{', '.join(f'{size:g} px' for size in sizes) or 'none'}."
         )
 
@@ -251,7 +299,8 @@ def _on_axis(table):
     return rows.assign(position=position).sort_values("position", kind="stable")
 
 
-def _figure(table, drops, metric):
+def _figure(table, drops):
+    metric = table.metric.iloc[0]
     figure, axes = new_figure(6.4, 8.4, rows=3, sharex=True)
     rows, drops = _on_axis(table), _on_axis(drops)
     labels = {"final": f"final {metric}", "speed": "optimization speed"}

@@ -6,11 +6,20 @@ is a decision of its own, which is "yes" where the logit is above 0.
 
 import dataclasses
 
-import gin
 import numpy as np
+import pandas
 
-from keras_transfer.analysis.models import excess_of_pretrained_pairs
-from keras_transfer.analysis.output import colour, new_figure
+from keras_transfer.analysis.declaration import (
+    Figure,
+    Statistic,
+    Table,
+    declare_analysis,
+)
+from keras_transfer.analysis.drawing import colour, new_figure
+from keras_transfer.analysis.statistics import (
+    excess_of_pretrained_pairs,
+    statistic_of_pairs,
+)
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 
@@ -175,93 +184,119 @@ def expected_calibration_error(confidence, right, num_bins=15):
     return float(np.abs(gap).sum() / len(confidence))
 
 
-@gin.configurable
+@declare_analysis(
+    figures=[
+        Figure(
+            "mistakes",
+            lambda table: _outcomes_figure(table),
+            "Mistakes of pairs of models",
+            "Share of the answers that only one model of a pair, or both, get "
+            "wrong.",
+        ),
+        Figure(
+            "mistakes_confidence",
+            lambda confidence: _confidence_figure(confidence),
+            "How surely mistakes are made",
+            "Confidence in wrong answers: those that both models of a pair "
+            "get wrong, and those that only one does.",
+            tables=("mistakes_confidence",),
+        ),
+        Figure(
+            "mistakes_images",
+            lambda pictures: _pictures_figure(pictures),
+            "Images that only one kind of model gets wrong",
+            "Below each image its class, then what each model of the kind "
+            "answers; those that most of them get wrong come first.",
+            tables=("mistakes_pictures",),
+        ),
+    ],
+    statistics=[
+        Statistic(
+            "C3",
+            "P-Ts make similar mistakes.",
+            "share of common mistakes, P-T/P-T minus the larger of P-T/RI-T "
+            "and RI-T/RI-T",
+            ">",
+            0.0,
+            lambda table: statistic_of_pairs(table, shared_mistakes),
+        )
+    ],
+    in_memory=("mistakes_pictures",),
+)
 def mistakes(
-    subjects,
-    output,
+    models,
     split: schema.Split = "test",
     num_bins: schema.Count = 15,
     images_shown: schema.Natural = 24,
 ):
-    """Compares the mistakes of every pair of subjects (paper section 3.2).
+    """Compares the mistakes of every pair of models (paper section 3.2).
 
     Args:
-        subjects: `Subjects`; those of kind RI and P are not looked at.
-        output: `Output`; receives mistakes.csv (what is returned),
-            mistakes_models.csv (accuracy and expected calibration error),
-            mistakes_confidence.csv (histograms of the confidence of common and
-            uncommon mistakes), mistakes_images.csv (which images only models of
-            one kind get wrong) and a figure of each but the second.
+        models: `Models`, two or more trained on the target; those of kind RI
+            and P are not looked at.
         split: "test" or "train".
         num_bins: int, bins of confidence.
         images_shown: int, most images in the figure for each kind.
 
     Returns:
-        `pandas.DataFrame`, one row per pair and class: pair, first, second,
-        class ("all" or a class's or finding's name) and what `compare` gives.
+        `Table`, one row per pair and class: pair, first, second, class ("all"
+        or a class's or finding's name) and what `compare` gives. Beside it
+        mistakes_models (accuracy and expected calibration error of each model),
+        mistakes_confidence (histograms of the confidence of common and uncommon
+        mistakes), mistakes_images (which examples only models of one kind get
+        wrong) and mistakes_pictures (the first of these, with their images, for
+        the figure; empty if the inputs are no images).
 
     Raises:
-        UserError: if there is no pair, a model does not fit the dataset, or
-            there is no bin.
+        UserError: if there is no pair, a model does not fit the data, or there
+            is no bin.
     """
-    import pandas
-
     if num_bins < 1:
         raise UserError(
             f"mistakes.num_bins must be 1 or more. Received: {num_bins}"
         )
-    trained = subjects.trained()
-    if len(trained) < 2:
-        raise UserError(
-            "Comparing mistakes takes at least two models trained on the "
-            f"dataset; name them in Subjects.runs. Received: {len(trained)}."
-        )
-    class_names = subjects.info.class_names
-    source = subjects.split(split)
-    targets = source.targets(len(class_names))
+    members = models.trained(2, "Comparing mistakes")
+    examples = models.examples
+    chosen = examples.split(split)
     made = {
-        s: decisions(
-            targets, subjects.logits(s, split), subjects.info.multi_label
+        m: decisions(
+            chosen.targets, models.logits(m, split), examples.multi_label
         )
-        for s in trained
+        for m in members
     }
-    pairs = [p for p in subjects.pairs() if p[1] in made and p[2] in made]
+    names = [str(name) for name in examples.class_names]
+    pairs = list(models.pairs(members))
     table = pandas.DataFrame(
         {"pair": pair, "first": first.name, "second": second.name} | row
         for pair, first, second in pairs
-        for row in _by_class(made[first], made[second], class_names)
+        for row in _by_class(made[first], made[second], names)
     )
-    models = pandas.DataFrame(
+    accuracies = pandas.DataFrame(
         {
-            "kind": s.kind,
-            "model": s.name,
+            "kind": m.kind,
+            "model": m.name,
             "accuracy": 1 - d.wrong.mean(),
             "expected_calibration_error": expected_calibration_error(
                 d.confidence, ~d.wrong, num_bins
             ),
         }
-        for s, d in made.items()
+        for m, d in made.items()
     )
     confidence = pandas.DataFrame(
         row
         for pair, first, second in pairs
         for row in _confidence_rows(pair, first, second, made, num_bins)
     )
-    output.table("mistakes", table)
-    output.table("mistakes_models", models)
-    output.table("mistakes_confidence", confidence)
-    output.figure("mistakes", _outcomes_figure(table))
-    output.figure("mistakes_confidence", _confidence_figure(confidence))
     images = pandas.DataFrame(
-        _wrong_by_one_kind(made, class_names), columns=_IMAGE_COLUMNS
+        _wrong_by_one_kind(made, names), columns=_IMAGE_COLUMNS
     )
-    output.table("mistakes_images", images)
-    if len(images):
-        output.figure(
-            "mistakes_images",
-            _images_figure(images, source, images_shown),
-        )
-    return table
+    return Table(
+        table,
+        mistakes_models=accuracies,
+        mistakes_confidence=confidence,
+        mistakes_images=images,
+        mistakes_pictures=_pictures(images, chosen, images_shown),
+    )
 
 
 def shared_mistakes(table):
@@ -316,9 +351,9 @@ def _confidence_rows(pair, first, second, made, num_bins):
 def _wrong_by_one_kind(made, class_names):
     """Yields decisions that models of one kind, and no others, get wrong."""
     any_model = next(iter(made.values()))
-    for kind in dict.fromkeys(subject.kind for subject in made):
-        own = [d for s, d in made.items() if s.kind == kind]
-        others = [d for s, d in made.items() if s.kind != kind]
+    for kind in dict.fromkeys(member.kind for member in made):
+        own = [d for m, d in made.items() if m.kind == kind]
+        others = [d for m, d in made.items() if m.kind != kind]
         if not others:
             continue
         count = sum(d.wrong.astype(int) for d in own)
@@ -340,6 +375,20 @@ def _answer(made, decision, class_names):
     if made.multi_label:
         return "yes" if made.answer[decision] else "no"
     return class_names[made.answer[decision]]
+
+
+def _pictures(images, split, images_shown):
+    """Returns the first images of each kind, with what to write below."""
+    shown = images.groupby("wrong_kind", sort=False).head(images_shown)
+    try:
+        arrays = list(split.images(shown.example.to_numpy(int)))
+    except UserError:
+        # The inputs are something else than images.
+        shown, arrays = shown[:0], []
+    pictures = shown[["wrong_kind", "example"]].reset_index(drop=True)
+    pictures["label"] = list(shown["class"] + ": " + shown.answers)
+    pictures["image"] = pandas.Series(arrays, dtype=object)
+    return pictures
 
 
 def _outcomes_figure(table):
@@ -389,11 +438,10 @@ def _confidence_figure(confidence):
     return figure
 
 
-def _images_figure(images, split, images_shown, columns=8):
-    kinds = [
-        (kind, rows.head(images_shown))
-        for kind, rows in images.groupby("wrong_kind", sort=False)
-    ]
+def _pictures_figure(pictures, columns=8):
+    if not len(pictures):
+        return None
+    kinds = list(pictures.groupby("wrong_kind", sort=False))
     heights = [-(-len(rows) // columns) for _, rows in kinds]
     figure, axes = new_figure(
         1.15 * columns, 1.5 * sum(heights) + 0.3, sum(heights), columns
@@ -415,9 +463,9 @@ def _images_figure(images, split, images_shown, columns=8):
             va="bottom",
             in_layout=False,
         )
-        shown = split.raw_images(rows.example.to_numpy())
-        labels = rows["class"] + ": " + rows.answers
-        for panel, image, label in zip(own.flat, shown, labels, strict=False):
+        for panel, image, label in zip(
+            own.flat, rows.image, rows.label, strict=False
+        ):
             panel.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
             panel.text(
                 0.5,

@@ -1,9 +1,16 @@
 """Which checkpoint of P to start from (paper section 3.5)."""
 
-import gin
 import numpy as np
+import pandas
 
-from keras_transfer import objectives
+from keras_transfer.analysis.declaration import (
+    Figure,
+    Refuted,
+    Statistic,
+    Table,
+    declare_analysis,
+)
+from keras_transfer.analysis.drawing import colour, new_figure, plot_by
 from keras_transfer.analysis.feature_reuse import (
     check_same_data,
     learning_summary,
@@ -13,63 +20,99 @@ from keras_transfer.analysis.interpolation import (
     barrier_height,
     segment,
 )
-from keras_transfer.analysis.output import colour, new_figure, plot_by
+from keras_transfer.analysis.models import Models
+from keras_transfer.analysis.statistics import BARRIER, HARM, mean_over_seeds
+from keras_transfer.analysis.trajectory import Trajectory, learning_curve
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
-from keras_transfer.landscape.loss_surface import dataset_surface
+from keras_transfer.landscape.loss_surface import examples_surface
 from keras_transfer.landscape.weight_space import Points
 from keras_transfer.runs import Run
 
 
-@gin.configurable
+@declare_analysis(
+    figures=[
+        Figure(
+            "pretraining",
+            lambda table, heights: _figure(table, heights),
+            "Which checkpoint of P to start from",
+            "What P-Ts learn by the epoch of P that they start from, and below "
+            "it the barrier between that epoch and the converged P.",
+            tables=("pretraining", "pretraining_barriers"),
+        )
+    ],
+    statistics=[
+        Statistic(
+            "C11",
+            "An earlier pre-training checkpoint suffices; final accuracy "
+            "plateaus once it has entered the basin of the converged P.",
+            "final accuracy from the checkpoints in that basin, the last "
+            "excepted, minus that from the last",
+            ">",
+            -HARM,
+            lambda table, heights: _gain(table, heights),
+            tables=("pretraining", "pretraining_barriers"),
+        )
+    ],
+)
 def pretraining(
-    subjects,
-    output,
-    pretrained: str | None = None,
+    models,
+    pretrained=None,
+    pretrained_data=None,
     num_points: schema.Several = 20,
 ):
     """Compares P-Ts that were fine-tuned from various epochs of one P.
 
     Beside what they learned stands the barrier between P at that epoch and the
-    converged P, its last checkpoint, on the test images of P's own dataset.
-    Which epoch a run started from is read from its config.gin.
+    converged P, its last checkpoint, on the test images of P's own data. Which
+    epoch a model started from is read from a run's config.gin; a trajectory
+    says it: Trajectory(pretrained_epoch=3).
 
     Args:
-        subjects: `Subjects` of kind "P-T" from two or more epochs of P; RI-Ts
-            among them are shown for comparison.
-        output: `Output`; receives pretraining.csv, what is returned,
-            pretraining_barriers.csv (one row per epoch of P and measure: epoch,
-            measure, height in nats or share, 0 for the last) and the figure
-            pretraining.
-        pretrained: P's run directory; None: the one that the P-Ts name, where
+        models: `Models` of kind "P-T" from two or more epochs of P; RI-Ts among
+            them are shown for comparison. Runs or `Trajectory`s.
+        pretrained: P, a run directory, `Run` or `Trajectory`; None: the one of
+            kind "P" among the models, or else the run that the P-Ts name, where
             a relative path starts at the working directory.
+        pretrained_data: `Examples` of P's own data, or what else `Models.data`
+            takes; None: those of its run.
         num_points: int, points on the line from P at an epoch to the last.
 
     Returns:
-        `pandas.DataFrame`, one row per run, in order of epoch: kind, epoch (of
-        P, missing for an RI-T), name, repeat (0 for the run named first of its
+        `Table`, one row per model, in order of epoch: kind, epoch (of P,
+        missing for an RI-T), name, repeat (0 for the model named first of its
         kind and epoch, 1, ...), epochs, final and speed (see
-        `learning_summary`).
+        `learning_summary`), and their metric ("accuracy" or "auc"). Beside it
+        pretraining_barriers, see `checkpoint_barriers`.
 
     Raises:
         UserError: if there are P-Ts from fewer than two epochs, P or its
-            checkpoints are missing, or runs are of different data.
+            checkpoints are missing, or models are of different data.
     """
-    import pandas
-
-    fine_tuned, others = subjects.of_kind("P-T"), subjects.of_kind("RI-T")
+    fine_tuned, others = models.of_kind("P-T"), models.of_kind("RI-T")
     if not fine_tuned:
         raise UserError(
             "The choice of a checkpoint is judged by P-Ts fine-tuned from "
-            "several of them; name these in Subjects.runs. Received: no P-T."
+            "several of them; name these in Models.models. Received: no P-T."
         )
     check_same_data([*fine_tuned, *others])
-    source = _source(fine_tuned, pretrained)
+    if pretrained is None:
+        pretrained = _pretrained(models, fine_tuned)
+    source = Models(
+        {"P": pretrained}, pretrained_data, batch_norm=models.batch_norm
+    )
+    if pretrained_data is None and isinstance(pretrained, Trajectory):
+        raise UserError(
+            "Barriers are measured on P's own data, which a Trajectory does "
+            "not know. Received: pretrained_data=None; give "
+            "pretraining(..., pretrained_data=Examples(test=...))."
+        )
     epochs = _starts(fine_tuned, source)
     table = pandas.DataFrame(
-        {"kind": s.kind, "epoch": epoch, "name": s.name}
-        | learning_summary(s.run)
-        for s, epoch in zip(
+        {"kind": m.kind, "epoch": epoch, "name": m.name}
+        | learning_summary(m.source)
+        | {"metric": learning_curve(m.source)[0]}
+        for m, epoch in zip(
             [*fine_tuned, *others],
             [*epochs, *[None] * len(others)],
             strict=True,
@@ -78,50 +121,51 @@ def pretraining(
     table = table.sort_values("epoch", kind="stable", ignore_index=True)
     repeat = table.groupby(["kind", "epoch"], dropna=False).cumcount()
     table.insert(table.columns.get_loc("epochs"), "repeat", repeat)
-    heights = checkpoint_barriers(source, epochs, num_points, output.results)
-    output.table("pretraining", table)
-    output.table("pretraining_barriers", heights)
-    metric = objectives.metric_name(fine_tuned[0].run.info().multi_label)
-    output.figure("pretraining", _figure(table, heights, metric))
-    return table
+    heights = checkpoint_barriers(
+        source, epochs, num_points, models.evaluations
+    )
+    # Of the models compared none was run.
+    table["batch_norm"] = heights["batch_norm"] = source.batch_norm_used
+    return Table(table, pretraining_barriers=heights)
 
 
-def checkpoint_barriers(source, epochs, num_points=20, results=None):
-    """Returns the barriers between checkpoints of one run and its last.
+def checkpoint_barriers(source, epochs, num_points, evaluations):
+    """Returns the barriers between checkpoints of one model and its last.
 
     Args:
-        source: the `runs.Run`; barriers are measured on the test images of its
-            own dataset.
+        source: `Models` of one, with the data on whose test images barriers are
+            measured.
         epochs: integers, its epochs to compare with the last; one or more
             before it.
         num_points: int, points on each line, both ends included.
-        results: None, or the `Results` in which evaluated points are kept.
+        evaluations: the `Evaluations` in which evaluated points are kept.
 
     Returns:
         `pandas.DataFrame`, one row per measure and epoch, the last included,
         whose height is 0: epoch, measure ("loss", "accuracy" or "auc") and
-        height (see `barrier_height`).
+        height in nats or share (see `barrier_height`).
 
     Raises:
         UserError: if a checkpoint is missing.
     """
-    import pandas
-
-    last = source.resolve_epoch("last")
+    (pretrained,) = source
+    last = pretrained.epoch
     before = sorted(set(epochs) - {last})
-    models = [source.load_model(epoch) for epoch in [*before, last]]
-    surface = dataset_surface(
-        models[0],
-        [model.get_weights() for model in models],
-        source.load_data(),
+    surface = examples_surface(
+        source.model(pretrained, statistics=False),
+        list(source.checkpoints(pretrained, [*before, last])),
+        source.examples,
+        "test",
+        source.batch_norm,
+        strategy=source.strategy,
     )
     alphas = alpha_grid(num_points, (0, 1))
     lines = [
-        segment(alphas, k, len(before), len(models)).coefficients
+        segment(alphas, k, len(before), len(before) + 1).coefficients
         for k in range(len(before))
     ]
     columns = surface.evaluate(
-        Points(np.concatenate(lines)), results, "barriers to the last epoch"
+        Points(np.concatenate(lines)), evaluations, "barriers to the last epoch"
     )
     rows = []
     for measure in ("loss", "accuracy", "auc"):
@@ -136,7 +180,7 @@ def checkpoint_barriers(source, epochs, num_points=20, results=None):
     return pandas.DataFrame(rows, columns=["epoch", "measure", "height"])
 
 
-def plateau(table, heights, threshold=0.05):
+def plateau(table, heights, threshold=BARRIER):
     """Returns the statistic of claim C11, "an earlier checkpoint suffices".
 
     Args:
@@ -173,11 +217,24 @@ def plateau(table, heights, threshold=0.05):
     return first, gains.dropna()
 
 
+def _gain(table, heights):
+    """Returns the mean of `plateau` over repeats, with its interval."""
+    first, gains = plateau(table, heights)
+    if not len(gains):
+        raise Refuted(
+            "No earlier checkpoint was in the basin of the converged P: the "
+            f"first at which the barrier is at most {BARRIER} is the last one, "
+            f"epoch {first}."
+        )
+    return mean_over_seeds(gains)
+
+
 def _starts(fine_tuned, source):
     """Returns the epoch of P that each P-T started from, a list of int."""
+    (pretrained,) = source
     epochs = [
-        source.resolve_epoch(s.run.binding("train.pretrained_epoch"))
-        for s in fine_tuned
+        pretrained.source.resolve_epoch(_pretrained_epoch(m))
+        for m in fine_tuned
     ]
     if len(set(epochs)) < 2:
         raise UserError(
@@ -187,34 +244,60 @@ def _starts(fine_tuned, source):
     return epochs
 
 
-def _source(fine_tuned, pretrained):
-    """Returns the `Run` of P."""
-    if pretrained is not None:
-        source = Run(pretrained)
-        source.check_exists()
-        return source
-    named = {s.name: s.run.binding("train.pretrained") for s in fine_tuned}
+def _pretrained_epoch(member):
+    """Returns which epoch of P a P-T says that it started from."""
+    if isinstance(member.source, Run):
+        return member.source.binding("train.pretrained_epoch")
+    if "pretrained_epoch" not in member.source.about:
+        raise UserError(
+            "Of each P-T it must be known which epoch of P it started from. "
+            f"Received: {member.name}, which does not say; record it with "
+            "Trajectory(pretrained_epoch=3)."
+        )
+    return member.source.about["pretrained_epoch"]
+
+
+def _pretrained(models, fine_tuned):
+    """Returns where P comes from: named as such, or else by the P-Ts."""
+    own = [m.source for m in models.of_kind("P")]
+    if len(own) > 1:
+        raise UserError(
+            "A sweep is over the checkpoints of one P. Received: "
+            f"{len(own)} models of kind P."
+        )
+    if own:
+        # A single model says that it has no epochs.
+        own[0].resolve_epoch(0)
+        return own[0]
+    unknown = [m.name for m in fine_tuned if not isinstance(m.source, Run)]
+    if unknown:
+        raise UserError(
+            "P is looked up in the run directories of P-Ts. Received: "
+            f"{', '.join(unknown)}, which are none; give P as "
+            "pretraining(..., pretrained=...), a Trajectory or run directory."
+        )
+    named = {m.name: m.source.binding("train.pretrained") for m in fine_tuned}
     if scratch := [name for name, path in named.items() if path is None]:
         raise UserError(
             "P-Ts are runs with train.pretrained. Received: "
             f"{', '.join(scratch)}, trained from scratch; name it as RI-T."
         )
-    sources = {path: Run(path) for path in named.values()}
-    if len({source.path.resolve() for source in sources.values()}) > 1:
+    runs = {path: Run(path) for path in named.values()}
+    if len({run.path.resolve() for run in runs.values()}) > 1:
         raise UserError(
             "A sweep is over the checkpoints of one P. Received: P-Ts from "
-            f"{', '.join(sources)}; if these are one, bind "
+            f"{', '.join(runs)}; if these are one, bind "
             "pretraining.pretrained to its run directory."
         )
     name, path = next(iter(named.items()))
-    if not sources[path].exists:
+    if not runs[path].exists:
         raise UserError(
             "The P that a P-T started from is looked up where the P-T's "
             "config.gin says, and no run is there. Bind "
             "pretraining.pretrained to P's run directory. Received: "
             f"{name} from {path}."
         )
-    return sources[path]
+    return runs[path]
 
 
 def _metric(heights):
@@ -222,7 +305,8 @@ def _metric(heights):
     return "auc" if "auc" in set(heights.measure) else "accuracy"
 
 
-def _figure(table, heights, metric):
+def _figure(table, heights):
+    metric = table.metric.iloc[0]
     figure, axes = new_figure(8.4, 6.4, 2, 2, sharex=True)
     scratch = table[table.kind == "RI-T"]
     rows = table[table.kind == "P-T"]

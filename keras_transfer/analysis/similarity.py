@@ -14,16 +14,25 @@ import dataclasses
 import functools
 import math
 
-import gin
 import numpy as np
+import pandas
 import tensorflow as tf
 from tqdm import tqdm
 
-from keras_transfer.analysis.models import excess_of_pretrained_pairs
-from keras_transfer.analysis.output import new_figure, plot_by
+from keras_transfer.analysis.declaration import (
+    Figure,
+    Statistic,
+    declare_analysis,
+)
+from keras_transfer.analysis.drawing import new_figure, plot_by
+from keras_transfer.analysis.statistics import (
+    excess_of_pretrained_pairs,
+    statistic_of_pairs,
+)
 from keras_transfer.config import schema
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
+from keras_transfer.landscape.loss_surface import check_inputs
 from keras_transfer.landscape.replicas import on_replicas
 from keras_transfer.models import module_chain
 
@@ -154,10 +163,39 @@ def feature_similarity(
     return FeatureSimilarity(modules, _normalized(hsic), method, num_examples)
 
 
-@gin.configurable
+@declare_analysis(
+    figures=[
+        Figure(
+            "similarity",
+            lambda table: _diagonal_figure(table),
+            "Feature similarity by module",
+            "CKA of the same module in two models, from the input to the "
+            "logits: 1 for features alike up to rotation and scale.",
+        ),
+        Figure(
+            "similarity_matrix",
+            lambda table: _matrix_figure(table),
+            "Feature similarity of all modules",
+            "CKA of each module of one model with each of another, a panel for "
+            "each kind of pair.",
+        ),
+    ],
+    statistics=[
+        Statistic(
+            "C4",
+            "P-Ts share features.",
+            "CKA, P-T/P-T minus the larger of P-T/RI-T and RI-T/RI-T, at the "
+            "module where this is least",
+            ">",
+            0.0,
+            lambda table: statistic_of_pairs(
+                table, lambda t: shared_features(t).min()
+            ),
+        )
+    ],
+)
 def similarity(
-    subjects,
-    output,
+    models,
     split: schema.Split = "test",
     num_examples: schema.Count = 2048,
     seed: schema.Seed = 0,
@@ -166,14 +204,16 @@ def similarity(
     bandwidth: schema.Positive = 1.0,
     memory_budget: schema.NotNegative = 4.0,
 ):
-    """Compares features of every pair of subjects (paper section 3.2).
+    """Compares features of every pair of models (paper section 3.2).
+
+    The features of the last module are the logits. In models with as many
+    modules, these match by position and have the names of the first such model.
+    Models of different architectures may be compared.
 
     Args:
-        subjects: `Subjects`.
-        output: `Output`; receives similarity.csv and the figures similarity
-            (same module in both) and similarity_matrix (all by all).
+        models: `Models`, two or more.
         split: "test" or "train".
-        num_examples: int, examples drawn without replacement; None for all.
+        num_examples: int, examples drawn without replacement, at most.
         seed: int, of that draw.
         batch_size: int; also the minibatch of the estimator, whose variance
             falls, and whose cost an example rises, with it.
@@ -182,36 +222,30 @@ def similarity(
         memory_budget: float, GiB of features up to which CKA is exact.
 
     Returns:
-        `pandas.DataFrame`, one row per pair of subjects and pair of modules:
+        `pandas.DataFrame`, one row per pair of models and pair of modules:
         pair, first, second, first_module, second_module, cka, method
         ("exact" or "minibatch"), examples.
 
     Raises:
-        UserError: if there is no pair of subjects, or a model does not fit the
-            dataset.
+        UserError: if there is no pair of models, or one does not fit the data.
     """
-    import pandas
-
-    if len(subjects) < 2:
+    if len(models) < 2:
         raise UserError(
-            "Feature similarity compares models: name at least two runs in "
-            f"Subjects.runs. Received: {len(subjects)}."
+            "Feature similarity compares models: name at least two in "
+            f"Models.models. Received: {len(models)}."
         )
-    for subject in subjects:
-        subjects.check_images(subject)
+    for member in models:
+        check_inputs(models.model(member), models.examples, member.name)
     found = feature_similarity(
-        [subjects.model(subject) for subject in subjects],
-        _draw(subjects, split, num_examples, seed, batch_size),
+        [models.model(member) for member in models],
+        _draw(models.examples.split(split), num_examples, seed, batch_size),
         kernel,
         bandwidth,
         memory_budget,
-        subjects.strategy,
+        models.strategy,
     )
-    rows = {s.name: [] for s in subjects}
-    names = list(rows)
-    for row, (model, module) in enumerate(found.modules):
-        rows[names[model]].append((row, module))
-    table = pandas.DataFrame(
+    labels = dict(zip(models, _labels(found.modules), strict=True))
+    return pandas.DataFrame(
         {
             "pair": pair,
             "first": first.name,
@@ -222,15 +256,10 @@ def similarity(
             "method": found.method,
             "examples": found.num_examples,
         }
-        for pair, first, second in subjects.pairs()
-        for i, first_module in rows[first.name]
-        for j, second_module in rows[second.name]
+        for pair, first, second in models.pairs()
+        for i, first_module in labels[first]
+        for j, second_module in labels[second]
     )
-    output.table("similarity", table)
-    if (table.first_module == table.second_module).any():
-        output.figure("similarity", _diagonal_figure(table))
-    output.figure("similarity_matrix", _matrix_figure(table))
-    return table
 
 
 def shared_features(table):
@@ -452,27 +481,46 @@ def _most_examples(batches):
     return int(steps) * len(first), tf.TensorSpec(first.shape[1:], first.dtype)
 
 
-def _draw(subjects, split, num_examples, seed, batch_size):
+def _draw(split, num_examples, seed, batch_size):
     """Returns batches of images of a random draw, without padding."""
-    source = subjects.split(split)
-    order = np.random.RandomState(seed).permutation(len(source))
-    drawn = dataclasses.replace(
-        subjects.dataset, **{split: source.select(order[:num_examples])}
-    )
-    return drawn.eval_batches(split, batch_size=batch_size).map(
+    order = np.random.RandomState(seed).permutation(len(split))
+    return split.batches(batch_size, order=order[:num_examples]).map(
         lambda images, _, weights: tf.boolean_mask(images, weights > 0)
     )
 
 
+def _labels(modules):
+    """Returns [(row, label)] of the modules of each model, in order.
+
+    Args:
+        modules: `FeatureSimilarity.modules`.
+    """
+    rows = {}
+    for row, (model, name) in enumerate(modules):
+        rows.setdefault(model, []).append((row, name))
+    names = {}
+    for own in rows.values():
+        names.setdefault(len(own), [name for _, name in own])
+    return [
+        [
+            (row, name)
+            for (row, _), name in zip(own, names[len(own)], strict=True)
+        ]
+        for own in rows.values()
+    ]
+
+
 def _diagonal_figure(table):
     same = table[table.first_module == table.second_module]
+    if not len(same):
+        return None
     figure, axes = new_figure()
     plot_by(axes, same, "first_module", "cka", "pair")
     axes.set(
         xlabel="module",
-        ylabel=f"CKA ({table.method[0]})",
+        ylabel=f"CKA ({table.method.iloc[0]})",
         ylim=(None, 1.02),
-        title=f"Feature similarity, {table.examples[0]:,} images",
+        title=f"Feature similarity, {table.examples.iloc[0]:,} images",
     )
     return figure
 
@@ -496,5 +544,7 @@ def _matrix_figure(table):
         panel.set_xticks(range(mean.shape[1]), mean.columns, rotation=90)
         panel.set_yticks(range(mean.shape[0]), mean.index)
         panel.tick_params(labelsize="x-small" if len(mean) > 10 else "medium")
-    figure.colorbar(image, ax=axes[0], label=f"mean CKA ({table.method[0]})")
+    figure.colorbar(
+        image, ax=axes[0], label=f"mean CKA ({table.method.iloc[0]})"
+    )
     return figure

@@ -7,6 +7,7 @@ blocks: Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers"
 (ICLR 2019). A stride s folds s^2 input frequencies into each output frequency.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -14,16 +15,23 @@ import hashlib
 import math
 import os
 
-import gin
 import keras
 import numpy as np
+import pandas
+import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from keras_transfer.analysis.output import new_figure, plot_by
+from keras_transfer.analysis.declaration import (
+    Figure,
+    Table,
+    declare_analysis,
+)
+from keras_transfer.analysis.drawing import new_figure, plot_by
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 from keras_transfer.models import module_chain
+from keras_transfer.models.weights import parameters
 
 _OPERATORS = (
     keras.layers.Dense,
@@ -167,67 +175,116 @@ def conv_spectrum(
     return _spectrum(*map(np.concatenate, (values, counts)))
 
 
-def model_spectra(model):
-    """Computes the singular values of every layer of a model.
+def model_spectra(models, image_shape=None):
+    """Computes the singular values of every layer of several models.
 
     Of dense layers and (grouped, dilated, depthwise) two-dimensional
-    convolutions; other layers with kernels are named in a warning. The feature
-    map of a convolution is its output's size times its strides, which for
-    "same" and symmetric padding is its input's.
+    convolutions, also those that another layer or model holds; other layers
+    with kernels are named in a warning. The feature map of a convolution is its
+    output's size times its strides, which for "same" and symmetric padding is
+    its input's. Equal operators are computed once.
+
+    Layers match by position, in models of equal chains of layers: names are
+    labels, those of the first such model. A name that occurs again begins with
+    the name of the layer or module that it lies in.
 
     Args:
-        model: functional `keras.Model`, see `models.module_chain`.
+        models: list of functional `keras.Model`s, see `models.module_chain`.
+        image_shape: shape of an image, for models that take any.
 
     Returns:
-        dict from (module's name, layer's name), in order of depth, to
-        `Spectrum`.
+        list, for each model a dict from (module's name, layer's name), in order
+        of depth, to `Spectrum`.
 
     Raises:
-        UserError: if the model takes images of any size, so that feature maps
-            have none.
+        UserError: if a model takes images of any size, so that feature maps
+            have none, or has no such layer.
     """
-    return _spectra([model])[0]
+    jobs, keys, names, left_out = {}, [], {}, {}
+    for model in models:
+        sizes = _FeatureMaps(model, image_shape)
+        found = list(_operators(model, left_out))
+        if not found:
+            raise UserError(
+                "A spectrum is of dense layers and two-dimensional "
+                f"convolutions. Received: model '{model.name}' without any."
+            )
+        kinds = tuple(type(layer).__name__ for _, layer in found)
+        names.setdefault(kinds, _labels([path for path, _ in found]))
+        own = {}
+        for name, (_, layer) in zip(names[kinds], found, strict=True):
+            own[name], job = _job(layer, sizes)
+            jobs.setdefault(own[name], job)
+        keys.append(own)
+    if left_out:
+        logging.warning(
+            "The spectrum leaves out layers that are neither dense nor a "
+            "two-dimensional convolution: %s.",
+            ", ".join(f"{name} ({kind})" for name, kind in left_out.items()),
+        )
+    spectra = _computed(jobs)
+    return [{name: spectra[k] for name, k in own.items()} for own in keys]
 
 
-@gin.configurable
-def spectrum(subjects, output, num_values: schema.Count = 101):
+@declare_analysis(
+    figures=[
+        Figure(
+            "spectrum",
+            lambda table: _spectrum_figure(table),
+            "Singular values",
+            "Singular values of layers in descending order: how training "
+            "changed what each layer can pass on.",
+        ),
+        Figure(
+            "spectrum_layers",
+            lambda layers: _layers_figure(layers),
+            "Singular values by layer",
+            "The largest singular value of each layer, its stable rank, and "
+            "the share of singular values that holds 90% of their squares.",
+            tables=("spectrum_layers",),
+        ),
+    ],
+    cost=lambda options, models: 0,
+)
+def spectrum(models, num_values: schema.Count = 101):
     """Compares the singular values of all layers (paper, appendix).
 
-    Every subject is looked at, and every model that one trained on the target
-    started from: the RI of an RI-T, the P of a P-T.
+    Every model is looked at, and what one trained on the target started from,
+    where that is known: the RI of an RI-T, the P of a P-T.
 
     Args:
-        subjects: `Subjects`.
-        output: `Output`; receives spectrum.csv (what is returned),
-            spectrum_layers.csv (one row per model and layer, see
-            `Spectrum.summary`) and a figure of each.
+        models: `Models`; no data are needed, unless a model takes images of any
+            size.
         num_values: int, singular values listed for each layer, evenly spaced
             in descending order from the largest to the smallest.
 
     Returns:
-        `pandas.DataFrame`, one row per listed value: kind, model, module,
-        layer, fraction (place in descending order, 0 to 1), singular_value.
+        `Table`, one row per listed value: kind, model, module, layer, fraction
+        (place in descending order, 0 to 1), singular_value. Beside it
+        spectrum_layers (one row per model and layer, see `Spectrum.summary`).
 
     Raises:
         UserError: see `model_spectra`.
     """
-    import pandas
-
-    starts = {subjects.start(s): None for s in subjects.trained()}
-    looked_at = [*starts, *subjects]
-    spectra = _spectra([subjects.model(s) for s in looked_at])
+    starts = [models.start(m) for m in models.trained() if models.has_start(m)]
+    members = [*starts, *models]
+    networks = [models.model(m, statistics=False) for m in members]
+    image_shape = None
+    if any(None in network.input_shape[1:] for network in networks):
+        image_shape = models.examples.image_shape
+    spectra = model_spectra(networks, image_shape)
     fractions = np.linspace(0, 1, num_values)
     about = [
         (
             {
-                "kind": s.kind,
-                "model": s.name,
+                "kind": m.kind,
+                "model": m.name,
                 "module": module,
                 "layer": layer,
             },
             found,
         )
-        for s, layers in zip(looked_at, spectra, strict=True)
+        for m, layers in zip(members, spectra, strict=True)
         for (module, layer), found in layers.items()
     ]
     table = pandas.DataFrame(
@@ -236,11 +293,7 @@ def spectrum(subjects, output, num_values: schema.Count = 101):
         for fraction, value in zip(fractions, found.at(fractions), strict=True)
     )
     layers = pandas.DataFrame(row | found.summary() for row, found in about)
-    output.table("spectrum", table)
-    output.table("spectrum_layers", layers)
-    output.figure("spectrum", _spectrum_figure(table))
-    output.figure("spectrum_layers", _layers_figure(layers))
-    return table
+    return Table(table, spectrum_layers=layers)
 
 
 def _blocks(kernel, vertical, horizontal):
@@ -270,18 +323,10 @@ def _spectrum(values, counts):
     return Spectrum(values.ravel()[order], counts.ravel()[order])
 
 
-def _spectra(models):
-    """Returns what `model_spectra` does for each; equal layers only once."""
+def _computed(jobs):
+    """Returns {key: what its function returned}, computed side by side."""
     import threadpoolctl
 
-    jobs, keys = {}, []
-    for model in models:
-        keys.append({})
-        for module in module_chain(model):
-            for layer in _layers(module.model):
-                key, job = _job(layer)
-                jobs.setdefault(key, job)
-                keys[-1][module.name, layer.name] = key
     # Many small decompositions: one thread each is many times as fast as many
     # threads on each in turn.
     with (
@@ -290,29 +335,147 @@ def _spectra(models):
     ):
         found = pool.map(lambda job: job(), jobs.values())
         found = tqdm(found, "spectra", len(jobs), unit="layer", leave=None)
-        found = dict(zip(jobs, found, strict=True))
-    return [
-        {name: found[k] for name, k in of_model.items()} for of_model in keys
-    ]
+        return dict(zip(jobs, found, strict=True))
 
 
-def _layers(model):
-    """Yields the layers that are linear operators, of inner models too."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _layers(layer)
-        elif isinstance(layer, _OPERATORS):
-            yield layer
-        elif any(len(weight.shape) > 1 for weight in layer.weights):
-            logging.warning(
-                "The spectrum leaves out layer %s: a %s is neither dense nor a "
-                "two-dimensional convolution.",
-                layer.name,
-                type(layer).__name__,
+def _operators(model, left_out):
+    """Yields the layers that are linear operators, in order of depth.
+
+    Args:
+        model: functional `keras.Model`.
+        left_out: {name: class's name}, to which other layers are added.
+
+    Yields:
+        The names of what holds the layer, from its module on, and its own, as a
+        tuple; and the layer.
+    """
+    seen = set()
+    for module in module_chain(model):
+        for path, layer in _flattened(module.model, (module.name,), seen):
+            if isinstance(layer, _OPERATORS):
+                yield path, layer
+            elif _has_kernel(layer):
+                left_out[layer.name] = type(layer).__name__
+
+
+def _flattened(layer, path, seen):
+    """Yields what a layer holds, and what that holds, each layer once."""
+    # Keras lists what is held in lists and dicts in this private method alone;
+    # left to recurse, it turns their order round.
+    for inner in layer._flatten_layers(include_self=False, recursive=False):
+        if id(inner) not in seen:
+            seen.add(id(inner))
+            inner_path = (*path, inner.name)
+            yield inner_path, inner
+            yield from _flattened(inner, inner_path, seen)
+
+
+def _has_kernel(layer):
+    """Whether a layer has a matrix of parameters that no layer in it has."""
+    held = layer._flatten_layers(include_self=False)
+    inner = {id(w) for one in held for w in one.weights}
+    return any(
+        own and len(weight.shape) > 1 and id(weight) not in inner
+        for weight, own in zip(layer.weights, parameters(layer), strict=True)
+    )
+
+
+def _labels(paths):
+    """Returns (module, layer) for each path, all layers different.
+
+    A layer's label is the end of its path that no other path has.
+    """
+    counts = collections.Counter(
+        path[-length:] for path in paths for length in range(1, len(path) + 1)
+    )
+    labels, numbers = [], collections.Counter()
+    for path in paths:
+        label = next(
+            (
+                path[-length:]
+                for length in range(1, len(path) + 1)
+                if counts[path[-length:]] == 1
+            ),
+            path,
+        )
+        numbers[label] += 1
+        again = f"#{numbers[label]}" if numbers[label] > 1 else ""
+        labels.append((path[0], "/".join(label) + again))
+    return labels
+
+
+class _FeatureMaps:
+    """The sizes of what the convolutions of a model give.
+
+    Args:
+        model: functional `keras.Model`.
+        image_shape: shape of an image, where the model takes any.
+    """
+
+    def __init__(self, model, image_shape):
+        self._model = model
+        self._image_shape = image_shape
+
+    def of(self, layer):
+        """Returns the (height, width) of the input, as far as strides tell.
+
+        Raises:
+            UserError: if the model takes images of any size.
+        """
+        try:
+            shape = layer.output.shape
+        # Of a layer that another one calls, the graph tells nothing.
+        except (AttributeError, ValueError):
+            shape = (None,) * 4
+        if None in _sides(layer, shape):
+            shape = self._traced.get(id(layer), shape)
+        sides = _sides(layer, shape)
+        if None in sides:
+            raise UserError(
+                "A convolution's singular values depend on the size of its "
+                f"feature map. Received: layer '{layer.name}' with outputs of "
+                f"{tuple(shape)}; build the model for one image size."
             )
+        return tuple(n * s for n, s in zip(sides, layer.strides, strict=True))
+
+    @functools.cached_property
+    def _traced(self):
+        """{id of a layer: shape of the output of its first call}."""
+        shapes = {}
+        layers = [
+            layer
+            for layer in self._model._flatten_layers()
+            if isinstance(layer, _OPERATORS)
+        ]
+
+        def recorded(layer, call):
+            def record(*args, **kwargs):
+                output = call(*args, **kwargs)
+                shapes.setdefault(id(layer), tuple(output.shape))
+                return output
+
+            return record
+
+        image_shape = self._image_shape or self._model.input_shape[1:]
+        for layer in layers:
+            # Not by `setattr`, which is Keras' own.
+            vars(layer)["call"] = recorded(layer, layer.call)
+        try:
+            tf.function(
+                lambda images: self._model(images, training=False)
+            ).get_concrete_function(tf.TensorSpec([1, *image_shape]))
+        finally:
+            for layer in layers:
+                del vars(layer)["call"]
+        return shapes
 
 
-def _job(layer):
+def _sides(layer, shape):
+    last = layer.data_format == "channels_last"
+    return shape[1:3] if last else shape[2:]
+
+
+def _job(layer, feature_maps):
     """Returns a key equal for equal operators and what computes `Spectrum`."""
     kernel = np.asarray(layer.kernel, np.float64)
     if isinstance(layer, keras.layers.Dense):
@@ -326,25 +489,13 @@ def _job(layer):
         job = functools.partial(
             conv_spectrum,
             kernel,
-            _feature_map(layer),
+            feature_maps.of(layer),
             layer.strides,
             layer.dilation_rate,
             groups,
         )
     digest = hashlib.sha256(kernel.tobytes()).digest()
     return (digest, kernel.shape, job.args[1:]), job
-
-
-def _feature_map(layer):
-    last = layer.data_format == "channels_last"
-    output = layer.output.shape[1:3] if last else layer.output.shape[2:]
-    if None in output:
-        raise UserError(
-            "A convolution's singular values depend on the size of its feature "
-            f"map. Received: layer '{layer.name}' with outputs of "
-            f"{tuple(layer.output.shape)}; build the model for one image size."
-        )
-    return tuple(n * s for n, s in zip(output, layer.strides, strict=True))
 
 
 def _spectrum_figure(table, most_panels=12, columns=4):
