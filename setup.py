@@ -1,14 +1,23 @@
 """Packaging of keras_transfer."""
 
 import pathlib
+import re
 
 from setuptools import find_packages, setup
 
+VERSION = re.search(
+    r'__version__ = "(.+)"',
+    pathlib.Path(__file__)
+    .with_name("keras_transfer")
+    .joinpath("__init__.py")
+    .read_text(encoding="utf-8"),
+)[1]
 RAY = "ray>=2.40"
+HUB = "keras-hub>=0.21"
 
 setup(
     name="keras_transfer",
-    version="0.1.0",
+    version=VERSION,
     description=(
         "What did transfer learning give me, and where in the network is it?"
     ),
@@ -50,7 +59,10 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
         # Many runs side by side: bin/reproduce --executor=ray.
         "ray": [RAY],
+        # KerasHub's models.
+        "hub": [HUB],
         "test": [
+            HUB,
             "hypothesis",
             "opencv-python-headless",
             "pillow",

@@ -26,7 +26,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer import models
-from keras_transfer.analysis import LossSurface, Points
+from keras_transfer.landscape.loss_surface import LossSurface
+from keras_transfer.landscape.weight_space import Points
 
 try:
     import torch
@@ -199,13 +200,13 @@ def in_torch(network, model, vectors, batches, alphas):
                     for name, w in states[0].items()
                 }
             )
-            loss = hits = 0.0
+            loss = right = 0.0
             for images, labels in kept:
                 logits = network(images)
                 loss += torch.nn.functional.cross_entropy(
                     logits, labels, reduction="sum"
                 ).item()
-                hits += (logits.argmax(1) == labels).sum().item()
+                right += (logits.argmax(1) == labels).sum().item()
 
     return run
 
