@@ -70,8 +70,8 @@ def pretrained(tmp_path_factory):
             model = factory(num_classes=7, input_shape=shape, seed=5)
             gin.clear_config()
             made[name] = runs.Run(root / name)
-            made[name].describe("", model, data.load("digits"))
-            made[name].save(30, tf.train.Checkpoint(model=model))
+            made[name].begin("", model, data.load("digits"))
+            made[name].save(30, model)
         return made[name]
 
     return make
