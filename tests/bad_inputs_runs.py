@@ -17,10 +17,11 @@ from bad_inputs_case import (
 
 _RUN_FILES = ("config.gin", "model.json", "data.json", "metrics.csv")
 _CHECKPOINT = "checkpoints/epoch-0001"
-_CHECKPOINT_FILES = (
-    f"{_CHECKPOINT}/checkpoint.index",
-    f"{_CHECKPOINT}/checkpoint.data-00000-of-00001",
-)
+# The files of a checkpoint and the commands that read them.
+_READERS = {
+    "weights.safetensors": ("distance", "export_last", "pretrained"),
+    "optimizer.safetensors": ("resume",),
+}
 
 
 def run_case(name, change, commands, says="", ends="sentence"):
@@ -73,6 +74,11 @@ def _from_pretrained(directory, run):
     return train(directory, *bindings, config="pt_digits.gin")
 
 
+def _resume(directory, run):
+    run.rename(directory / "output")
+    return train(directory, "load.num_train = 8", config="rit_digits.gin")
+
+
 _RUN_COMMANDS = {
     "distance": analysis("distance"),
     "mistakes": analysis("mistakes"),
@@ -80,6 +86,7 @@ _RUN_COMMANDS = {
     "export": _export("best"),
     "export_last": _export("last"),
     "pretrained": _from_pretrained,
+    "resume": _resume,
 }
 
 
@@ -103,12 +110,14 @@ def run_cases():
                 "run",
                 ends,
             )
-        for file in _CHECKPOINT_FILES:
+        for file, commands in _READERS.items():
             yield from run_case(
-                f"{file.split('.')[-1]} {damage}",
-                lambda run, f=file, c=change: c(run / f),
-                ("distance", "export_last", "pretrained"),
+                f"{file} {damage}",
+                lambda run, f=file, c=change: c(run / _CHECKPOINT / f),
+                commands,
                 "epoch-0001",
+                # Training goes back to the checkpoint before.
+                "well" if commands == ("resume",) else "sentence",
             )
         yield from run_case(
             f"metrics.csv {damage}",
