@@ -264,6 +264,7 @@ def test_a_failure_is_reported_and_stops_only_what_needs_it(copied):
     failed = outcomes["runs/digits/P-T_0"]
     assert failed.state == "failed"
     assert "holds a run of another configuration" in failed.log
+    assert "In call to configurable" not in failed.log
     assert outcomes["runs/digits/RI-T_1"].state == "finished"
     analysis = outcomes["analyses/digits/distance"]
     assert analysis.state == "not run"

@@ -114,7 +114,7 @@ def _run_recorded(job, loaded, spent):
         loaded = _execute(job, loaded)
         record |= {"state": "finished", "completion": uuid.uuid4().hex}
     except UserError as error:
-        log = f"{error}\n"
+        log = f"{config.without_calls(error)}\n"
     except Exception:
         log = traceback.format_exc()
     finally:
