@@ -75,10 +75,10 @@ def fixup_resnet18(
         logits = model(tf.zeros((1, 224, 224, 3)))
 
     Args:
-        num_classes: Number of logits.
+        num_classes: number of logits.
         input_shape: (height, width, channels) of the images; height and width
             at least 32.
-        seed: Integer; the same seed gives the same initial weights.
+        seed: integer; the same seed gives the same initial weights.
 
     Returns:
         A functional `keras.Model` from images (batch, height, width, channels),
@@ -86,7 +86,7 @@ def fixup_resnet18(
         variables' precision (float32) under a mixed-precision policy.
 
     Raises:
-        UserError: If `num_classes` or `input_shape` cannot be used.
+        UserError: if `num_classes` or `input_shape` cannot be used.
     """
     return _imagenet_resnet(18, num_classes, input_shape, seed)
 
@@ -148,13 +148,13 @@ def fixup_resnet(
         model = fixup_resnet(num_classes=10, input_shape=(28, 28, 1))
 
     Args:
-        num_classes: Number of logits.
+        num_classes: number of logits.
         input_shape: (height, width, channels) of the images; height and width
             at least 2^(stages - 1).
-        widths: Channels of each stage; the stem has those of the first.
-        blocks_per_stage: Residual blocks in each stage: one integer for all, or
+        widths: channels of each stage; the stem has those of the first.
+        blocks_per_stage: residual blocks in each stage: one integer for all, or
             one per stage.
-        seed: Integer; the same seed gives the same initial weights.
+        seed: integer; the same seed gives the same initial weights.
 
     Returns:
         A functional `keras.Model` from images (batch, height, width, channels),
@@ -162,7 +162,7 @@ def fixup_resnet(
         variables' precision (float32) under a mixed-precision policy.
 
     Raises:
-        UserError: If an argument cannot be used.
+        UserError: if an argument cannot be used.
     """
     if not _all_positive(widths):
         raise UserError(
@@ -231,11 +231,11 @@ def _residual_block(x, name, convs, num_branches, seed):
     """Applies one residual block (Fixup, section 3 and figure 1).
 
     Args:
-        x: Input tensor.
-        name: The module's name.
+        x: input tensor.
+        name: the module's name.
         convs: (filters, kernel size, strides) of each convolution in turn.
         num_branches: L, the residual branches in the whole network.
-        seed: The network's seed.
+        seed: the network's seed.
 
     Returns:
         The block's output tensor.

@@ -64,7 +64,7 @@ def check(model):
         model: what should be a functional or built sequential `keras.Model`.
 
     Raises:
-        UserError: If it is not, or has several inputs or outputs.
+        UserError: if it is not, or has several inputs or outputs.
     """
     if not _has_graph(model):
         raise UserError(

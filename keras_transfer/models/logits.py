@@ -41,7 +41,7 @@ def logits_model(model):
         `model` itself if it does not end in probabilities.
 
     Raises:
-        UserError: If the model is of a class of its own, or has several inputs
+        UserError: if the model is of a class of its own, or has several inputs
             or outputs.
     """
     graph.check(model)

@@ -22,7 +22,7 @@ class Module:
     """One link of the chain.
 
     Attributes:
-        name: The module's name, unique in its chain.
+        name: the module's name, unique in its chain.
         model: `keras.Model` from the module's input tensor to its output. Its
             layers and variables *are* those of the whole network.
     """
@@ -81,7 +81,7 @@ def module_chain(model, boundaries: dict | None = None):
         model: A functional (or built sequential) `keras.Model` with one input
             and one output tensor. It is not changed. The last module gives what
             the model gives: for logits, pass `logits_model(model)`.
-        boundaries: Optional dict from module name to the name of the module's
+        boundaries: optional dict from module name to the name of the module's
             last layer, in the order of computation; the last module ends with
             the model's last layer. Overrides the rules above.
 
@@ -89,7 +89,7 @@ def module_chain(model, boundaries: dict | None = None):
         A list of `Module`, from input to output.
 
     Raises:
-        UserError: If the model is not a chain from one input to one output, has
+        UserError: if the model is not a chain from one input to one output, has
             no weights, or cannot be cut at a given boundary.
     """
     _check(model)
@@ -133,7 +133,7 @@ def head(model):
         last layer, the head of that model.
 
     Raises:
-        UserError: If the model is not a chain from one input to one output, or
+        UserError: if the model is not a chain from one input to one output, or
             has no weights.
     """
     _check(model)
@@ -175,8 +175,8 @@ def _cut_tensors(calls, output):
     """Finds where the graph can be cut.
 
     Args:
-        calls: The graph's calls in order of computation.
-        output: The graph's output tensor.
+        calls: the graph's calls in order of computation.
+        output: the graph's output tensor.
 
     Returns:
         A dict from each position in `calls` after which exactly one tensor is

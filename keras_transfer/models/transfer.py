@@ -21,12 +21,12 @@ def initialize_from(model, source):
     Source: paper section 2, the initialization of P-T.
 
     Args:
-        model: Functional `keras.Model` to initialize, changed in place.
-        source: Pre-trained functional `keras.Model` of the same architecture;
+        model: functional `keras.Model` to initialize, changed in place.
+        source: pre-trained functional `keras.Model` of the same architecture;
             its head may have another shape.
 
     Raises:
-        UserError: If the architectures differ; `model` is unchanged then.
+        UserError: if the architectures differ; `model` is unchanged then.
     """
     weights, sources = _weights_but_head(model), _weights_but_head(source)
     by_path = {weight.path: weight for weight in sources}

@@ -55,7 +55,7 @@ def assign_weights(model, named, what="The weights"):
             cannot be used: "Checkpoint 3 of DIR".
 
     Raises:
-        UserError: If number or shapes differ; the model is unchanged then.
+        UserError: if number or shapes differ; the model is unchanged then.
     """
     variables = _named_variables(model)
     if variables.keys() == named.keys():
