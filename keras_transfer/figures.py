@@ -11,13 +11,13 @@ several, which may as well have been read from .csv files) and returns a
 
 import importlib
 
-from keras_transfer.analysis.declaration import declared, tables_of
+from keras_transfer.analysis.declaration import all_analyses, tables_of
 from keras_transfer.errors import UserError
 
 
 def __getattr__(name):
     importlib.import_module("keras_transfer.analysis.all")
-    for analysis in declared().values():
+    for analysis in all_analyses():
         for figure in analysis.figures:
             if name == figure.name.replace("_{kind}", ""):
                 return _function(analysis, figure)
@@ -30,7 +30,7 @@ def __dir__():
     importlib.import_module("keras_transfer.analysis.all")
     return sorted(
         figure.name.replace("_{kind}", "")
-        for analysis in declared().values()
+        for analysis in all_analyses()
         for figure in analysis.figures
     )
 

@@ -1,7 +1,7 @@
 """Families of Keras models, built small and random: what people bring.
 
-Each is a factory of (num_classes, input_shape, seed), as `train.model` is. Input
-is 32 x 32 x 3 unless the name is in `SIDES`.
+Each is a factory of (num_classes, input_shape, seed), as `train.model` is.
+Inputs are 32 x 32 x 3 unless the name is in `SIDES`.
 """
 
 import keras

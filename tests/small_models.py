@@ -5,7 +5,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from keras_transfer import Examples, Models, Trajectory
-from keras_transfer.analysis.declaration import declared, tables_of
+from keras_transfer.analysis.declaration import find_analysis, tables_of
 
 
 def digits():
@@ -78,6 +78,6 @@ def figures(name, table):
     """Returns {name: figure} of all that an analysis declares."""
     return {
         title: drawn
-        for figure in declared(name).figures
+        for figure in find_analysis(name).figures
         for title, drawn in figure.drawn(tables_of(name, table))
     }

@@ -112,7 +112,7 @@ def check_analyses(models, run):
     """Runs every analysis; what is trivially known is checked."""
     distances = kt.distance(models)
     total = distances[distances.module == "total"].set_index("pair").l2
-    assert 0 < total["P-T/P-T"] and total.notna().all()
+    assert total["P-T/P-T"] > 0 and total.notna().all()
     similar = kt.similarity(models, batch_size=12)
     assert similar.cka.between(-0.01, 1.01).mean() > 0.9
     mistakes = kt.mistakes(models)

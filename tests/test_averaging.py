@@ -19,7 +19,7 @@ from keras_transfer import (
 )
 from keras_transfer.analysis.analyze import analyze
 from keras_transfer.analysis.averaging import gains, greedy_soup
-from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.errors import UserError
 from keras_transfer.export import export
 from keras_transfer.runs import Run
@@ -282,7 +282,7 @@ def test_claim():
     ]
     table = pandas.DataFrame(rows, columns=["model", "members", "accuracy"])
     table = table.assign(kind="P-T", examples="all")
-    (statistic,) = declared("averaging").statistics
+    (statistic,) = find_analysis("averaging").statistics
     assert (statistic.claim, statistic.direction) == ("C12", ">")
     value, low, high = statistic.compute(table)
     assert value == pytest.approx(0.05)

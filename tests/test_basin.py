@@ -10,7 +10,7 @@ import written_runs
 from keras_transfer import Models, basin
 from keras_transfer.analysis.analyze import analyze
 from keras_transfer.analysis.basin import Basin, boundary, grow
-from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -312,7 +312,7 @@ def test_claims():
             for value in values
         ]
     )
-    of_pts, of_rits = declared("basin").statistics
+    of_pts, of_rits = find_analysis("basin").statistics
     assert (of_pts.claim, of_pts.direction) == ("C7", ">")
     assert (of_rits.claim, of_rits.direction) == ("C7", "<")
     assert of_pts.tables == of_rits.tables == ("basin_conditions",)

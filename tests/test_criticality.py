@@ -20,7 +20,7 @@ from keras_transfer.analysis.criticality import (
     path_agreement,
     smallest,
 )
-from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.output import Output
 from keras_transfer.errors import UserError
 from keras_transfer.landscape.evaluations import Evaluations
@@ -595,7 +595,8 @@ def test_claims():
     tables.append(synthetic(MU[::-1], "RI-T", "rit0"))
     table = pandas.concat(tables, ignore_index=True)
     found = {
-        s.claim: s.compute(table)[0] for s in declared("criticality").statistics
+        s.claim: s.compute(table)[0]
+        for s in find_analysis("criticality").statistics
     }
     correlations = [
         stats.spearmanr(RANKED[row], range(5)).statistic for row in (0, 0, 3)
@@ -614,7 +615,7 @@ def test_cost():
     """Of each of four paths 2 x (1 + 3 x 2) points, and 8 x 3 refined."""
     options = {"positions": (0.0, 1.0), "sigmas": (0.1, 0.2)}
     options |= {"num_draws": 3, "refinements": 1}
-    assert declared("criticality").cost(options, 5) == 5 * 4 * (14 + 24)
+    assert find_analysis("criticality").cost(options, 5) == 5 * 4 * (14 + 24)
 
 
 def test_gin_file(runs, tmp_path, undrawn):

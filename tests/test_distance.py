@@ -8,7 +8,7 @@ import written_models
 
 import keras_transfer as kt
 from keras_transfer import models
-from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.distance import (
     closeness,
     depth_correlation,
@@ -227,7 +227,7 @@ def test_claim_leaves_out_a_model_with_all_its_pairs():
         of = {kind: rows.l2[rows.pair == f"{kind}/{kind}"] for kind in models}
         return of["P-T"].mean() / of["RI-T"].mean()
 
-    near, deep = declared("distance").statistics
+    near, deep = find_analysis("distance").statistics
     assert (near.claim, near.direction, near.threshold) == ("C5", "<", 1)
     assert (deep.claim, deep.direction, deep.threshold) == ("C5", ">", 0)
     value, low, high = near.compute(table)

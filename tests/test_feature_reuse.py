@@ -10,7 +10,7 @@ from scipy import stats
 import keras_transfer as kt
 from keras_transfer import data
 from keras_transfer.analysis.analyze import analyze
-from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.feature_reuse import (
     drop_trend,
     learning_summary,
@@ -136,7 +136,7 @@ def test_statistics(table):
     np.testing.assert_allclose(trend[[0, 1]], expected)
     # (0.4 - 0.3) / 2 and (0.6 - 0.4) / 2.
     np.testing.assert_allclose(statistics_gain(table)[[0, 1]], [0.05, 0.1])
-    drop, gain = declared("feature_reuse").statistics
+    drop, gain = find_analysis("feature_reuse").statistics
     assert (drop.claim, gain.claim) == ("C1", "C2")
     (name,) = drop.tables
     assert drop.compute(table.further[name])[0] == pytest.approx(trend.mean())

@@ -9,7 +9,7 @@ import written_runs
 
 from keras_transfer import Models, barrier_height, figures, interpolation
 from keras_transfer.analysis.analyze import analyze
-from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.interpolation import (
     alpha_grid,
     barriers,
@@ -217,7 +217,7 @@ def test_claims():
             for alpha in (0.0, 0.5, 1.0)
         ]
     )
-    same, other = declared("interpolation").statistics
+    same, other = find_analysis("interpolation").statistics
     assert same.compute(table)[0] == pytest.approx(0.01)
     assert other.compute(table)[0] == pytest.approx(0.3)
     # Nothing is made of pairs that there are not.
@@ -226,9 +226,9 @@ def test_claims():
 
 def test_cost():
     options = {"num_points": 20, "splits": ("test",)}
-    assert declared("interpolation").cost(options, 4) == 20 * 6
+    assert find_analysis("interpolation").cost(options, 4) == 20 * 6
     options = {"num_points": 20, "splits": None}
-    assert declared("interpolation").cost(options, 4) == 20 * 6 * 2
+    assert find_analysis("interpolation").cost(options, 4) == 20 * 6 * 2
 
 
 def test_one_model_is_not_enough(models):

@@ -8,7 +8,7 @@ import written_runs
 
 import keras_transfer as kt
 from keras_transfer.analysis.analyze import analyze
-from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.mistakes import (
     OUTCOMES,
     compare,
@@ -342,7 +342,9 @@ def test_inputs_that_are_no_images():
     assert not len(table.further["mistakes_pictures"])
     assert kt.figures.mistakes_images(table) is None
     (figure,) = [
-        f for f in declared("mistakes").figures if f.name == "mistakes_images"
+        f
+        for f in find_analysis("mistakes").figures
+        if f.name == "mistakes_images"
     ]
     assert not list(figure.drawn(table.further))
 
@@ -371,7 +373,7 @@ def test_statistic_of_shared_mistakes():
 
 def test_claim(found):
     _, table = found
-    (statistic,) = declared("mistakes").statistics
+    (statistic,) = find_analysis("mistakes").statistics
     assert (statistic.claim, statistic.direction) == ("C3", ">")
     assert statistic.compute(table)[0] == shared_mistakes(table)
 

@@ -5,7 +5,7 @@ import written_runs
 from scipy.spatial import distance
 
 from keras_transfer import Models, plane
-from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.plane import (
     plane_coefficients,
     plane_coordinates,
@@ -90,4 +90,4 @@ def test_too_few(capsys):
 
 
 def test_cost():
-    assert declared("plane").cost({"num_points": 5}, 9) == 2 * 25
+    assert find_analysis("plane").cost({"num_points": 5}, 9) == 2 * 25

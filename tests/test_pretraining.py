@@ -14,7 +14,7 @@ from sklearn import neural_network
 import keras_transfer as kt
 from keras_transfer import data, training  # noqa: F401, train is bound
 from keras_transfer.analysis.analyze import analyze
-from keras_transfer.analysis.declaration import Refuted, declared
+from keras_transfer.analysis.declaration import Refuted, find_analysis
 from keras_transfer.analysis.interpolation import barrier_height
 from keras_transfer.analysis.pretraining import plateau
 from keras_transfer.errors import UserError
@@ -205,7 +205,7 @@ def test_plateau_by_hand(table):
     np.testing.assert_allclose(gains[[0, 1]], [0.0, 0.1], atol=1e-12)
     first, gains = plateau(table, barriers(0.3, 0.2, 0.1, 0.0))
     assert first == 5 and gains.empty
-    (statistic,) = declared("pretraining").statistics
+    (statistic,) = find_analysis("pretraining").statistics
     value, *_ = statistic.compute(table, barriers(0.3, 0.05, 0.01, 0.0))
     assert value == pytest.approx(-0.025)
     with pytest.raises(Refuted, match="the last one, epoch 5"):

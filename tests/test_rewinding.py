@@ -11,7 +11,7 @@ from scipy import special
 
 from keras_transfer import Examples, Models, rewinding
 from keras_transfer.analysis.analyze import analyze
-from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.errors import UserError
 from keras_transfer.landscape.module_loss import ModuleLoss
 
@@ -170,7 +170,7 @@ def test_models_without_a_past():
 
 
 def test_cost():
-    cost = declared("rewinding").cost
+    cost = find_analysis("rewinding").cost
     assert cost({"epochs": (0, 5), "splits": ("test",)}, 3) == 3 * 2 * 2
     assert cost({"epochs": None, "splits": None}, 1) == 2 * 60 * 2
 

@@ -13,7 +13,7 @@ from commands import ROOT
 import keras_transfer as kt
 from keras_transfer import models
 from keras_transfer.analysis.analyze import analyze
-from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.similarity import (
     feature_similarity,
     linear_cka,
@@ -413,7 +413,7 @@ def test_p_may_have_other_classes_than_the_data():
 
 def test_claim_is_of_the_module_where_they_share_least(directory):
     table = kt.similarity(kt.Models(written_models.named(directory)))
-    (statistic,) = declared("similarity").statistics
+    (statistic,) = find_analysis("similarity").statistics
     assert (statistic.claim, statistic.direction) == ("C4", ">")
     value, low, high = statistic.compute(table)
     assert value == shared_features(table).min()

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import gin
 
-from keras_transfer.analysis.declaration import declared, tables_of
+from keras_transfer.analysis.declaration import find_analysis, tables_of
 from keras_transfer.analysis.models import Models
 from keras_transfer.analysis.output import Output
 from keras_transfer.errors import UserError
@@ -57,7 +57,7 @@ def analyze(
 
 def _run(function, models, output):
     """Runs one analysis; leaves its tables and figures."""
-    analysis = declared(function.__name__)
+    analysis = find_analysis(function.__name__)
     options = {}
     if "save_to" in inspect.signature(analysis.function).parameters:
         options["save_to"] = output.path

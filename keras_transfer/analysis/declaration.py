@@ -254,17 +254,17 @@ def declare_analysis(
     return declare
 
 
-def declared(name=None):
-    """Returns what is declared of one analysis, or {name: that} of all.
+def all_analyses():
+    """Returns every `Analysis` that is declared, as a list."""
+    return list(_DECLARED.values())
 
-    Args:
-        name: str, the function's; None for all.
+
+def find_analysis(name):
+    """Returns the `Analysis` of that name, the function's.
 
     Raises:
-        UserError: if there is no analysis of that name.
+        UserError: if there is none.
     """
-    if name is None:
-        return dict(_DECLARED)
     if name not in _DECLARED:
         raise UserError(
             f"There is no analysis {name!r}; declare the function with "

@@ -30,7 +30,7 @@ from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
 from keras_transfer.landscape import replicas
 from keras_transfer.landscape.evaluations import Evaluations
-from keras_transfer.landscape.replicas import SpreadBatches
+from keras_transfer.landscape.replicas import DistributedBatches
 from keras_transfer.landscape.weight_space import WeightSpace
 
 # Points that share one reading of batches too many to be kept; so many at most
@@ -120,13 +120,15 @@ class LossSurface:
             math.prod(v.shape) for v in self._statistics_variables
         )
         if self._batch_norms:
-            self._statistics_batches = SpreadBatches(
+            self._statistics_batches = DistributedBatches(
                 statistics_batches, self._strategy, memory_budget
             )
             self._sum_statistics = self._compile(
                 self._sum_statistics, self._statistics_batches
             )
-        self._batches = SpreadBatches(batches, self._strategy, memory_budget)
+        self._batches = DistributedBatches(
+            batches, self._strategy, memory_budget
+        )
         self._measure = self._compile(self._measure, self._batches)
         self._pace = Pace()
 

@@ -40,7 +40,7 @@ from keras_transfer.landscape.loss_surface import (
     statistics_batches,
     weighted_sums,
 )
-from keras_transfer.landscape.replicas import SpreadBatches
+from keras_transfer.landscape.replicas import DistributedBatches
 from keras_transfer.landscape.weight_space import FlatWeights, check_weights
 from keras_transfer.models import group, module_chain
 
@@ -214,7 +214,7 @@ class ModuleLoss:
             statistics_batches = None
         self._all_batches = [batches, statistics_batches]
         self._batches, self._statistics_batches = (
-            each and SpreadBatches(each, self._strategy, memory_budget)
+            each and DistributedBatches(each, self._strategy, memory_budget)
             for each in self._all_batches
         )
         self._measure = tf.function(self._measure)

@@ -14,7 +14,7 @@ from keras_transfer.errors import UserError
 _CHUNK_BYTES = 128 * 2**20
 
 
-class SpreadBatches:
+class DistributedBatches:
     """Iterates over chunks of batches that lie on the strategy's devices.
 
     Batches are dealt out whole: batch j goes to replica j mod R, so that what

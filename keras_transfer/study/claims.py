@@ -10,7 +10,7 @@ import re
 
 from absl import logging
 
-from keras_transfer.analysis.declaration import Refuted, declared
+from keras_transfer.analysis.declaration import Refuted, all_analyses
 from keras_transfer.errors import UserError
 
 # From worst to best.
@@ -26,7 +26,7 @@ def statistics():
     """
     found = [
         (analysis, statistic)
-        for analysis in declared().values()
+        for analysis in all_analyses()
         for statistic in analysis.statistics
     ]
     return sorted(found, key=lambda pair: _order(pair[1].claim))

@@ -7,7 +7,7 @@ import platform
 import gin
 
 from keras_transfer import objectives
-from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.declaration import all_analyses
 from keras_transfer.analysis.feature_reuse import learning_summary
 from keras_transfer.errors import UserError
 from keras_transfer.files import write_text
@@ -145,7 +145,7 @@ def _sections(study, path):
     shown = {(a.name, shown_figure(a, s)) for a, s in statistics()}
     figures = [
         figure
-        for analysis in declared().values()
+        for analysis in all_analyses()
         for figure in analysis.figures
         if figure.title and (analysis.name, figure.name) not in shown
     ]

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from keras_transfer import config
 from keras_transfer.analysis.analyze import analyze
-from keras_transfer.analysis.declaration import declared
+from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.errors import UserError
 from keras_transfer.study import tasks
 from keras_transfer.study.plan import DirectoryOf
@@ -199,7 +199,7 @@ def bound_analyses():
         UserError: if one is not declared.
     """
     functions = gin.get_bindings("analyze")["analyses"]
-    return [declared(function.__name__) for function in functions]
+    return [find_analysis(function.__name__) for function in functions]
 
 
 def _lines(task, resolve=lambda directory: directory.name):
