@@ -95,10 +95,8 @@ def survey(factory, directory, side=32):
     saved = tf.saved_model.load(str(directory / "exported" / "saved_model"))
     raw = tf.constant(dataset(side).test.raw_images(np.arange(4)))
     found = saved.signatures["serving_default"](images=raw)["probabilities"]
-    member = next(iter(kt.Models({"P-T": pt}, batch_norm="stored")))
     stored = kt.Models({"P-T": pt}, batch_norm="stored")
     logits = stored.logits(next(iter(stored)))[:4]
-    del member
     np.testing.assert_allclose(found, tf.nn.softmax(logits), atol=1e-4)
     modules = kt.module_chain(kt.models.logits_model(loaded))
     return {
@@ -108,7 +106,7 @@ def survey(factory, directory, side=32):
     }
 
 
-def check_analyses(models, run):
+def check_analyses(models, run, rtol=1e-3):
     """Runs every analysis; what is trivially known is checked."""
     distances = kt.distance(models)
     total = distances[distances.module == "total"].set_index("pair").l2
@@ -127,7 +125,7 @@ def check_analyses(models, run):
         loss = keras.losses.sparse_categorical_crossentropy(
             labels, logits, from_logits=True
         )
-        np.testing.assert_allclose(row.loss, np.mean(loss), rtol=1e-3)
+        np.testing.assert_allclose(row.loss, np.mean(loss), rtol=rtol)
     assert len(kt.basin(models, num_samples=2, sensitivity=False)) == 2
     assert kt.averaging(models).loss.notna().all()
     alone = kt.Models({"P-T": [run]}, data=models.examples)
@@ -155,6 +153,18 @@ def test_everything_works_on(name, tmp_path):
 def test_everything_works_on_large(name, tmp_path):
     side = any_model.SIDES.get(name, 32)
     survey(any_model.FAMILIES[name], tmp_path, side)
+
+
+def test_everything_works_in_mixed_precision(tmp_path):
+    factory = any_model.QUICK["dropout, batch and layer normalization"]
+    run = trained(tmp_path / "a", factory, 1, 32, dtype_policy="mixed_bfloat16")
+    model = run.load_model()
+    assert model.layers[1].compute_dtype == "bfloat16"
+    fresh = [factory(NUM_CLASSES, (32, 32, 3), seed) for seed in (4, 5)]
+    models = kt.Models(
+        {"P-T": [run, moved(model, 3)], "RI-T": fresh}, dataset().examples
+    )
+    check_analyses(models, run, rtol=0.05)
 
 
 def test_readme_shows_the_table():

@@ -10,7 +10,7 @@ from sklearn import metrics
 
 from keras_transfer import data, devices, models
 from keras_transfer.errors import UserError
-from keras_transfer.landscape import loss_surface as module
+from keras_transfer.landscape.batch_norm import batch_norms
 from keras_transfer.landscape.evaluations import Evaluations
 from keras_transfer.landscape.loss_surface import LossSurface, examples_surface
 from keras_transfer.landscape.weight_space import Points
@@ -254,7 +254,7 @@ def test_batch_statistics_are_those_of_the_point(dataset):
     np.testing.assert_allclose(
         surface.evaluate(points)["loss"], np.mean(x**2), rtol=1e-4
     )
-    assert [m.momentum for m in module.batch_norms(model)] == [0.99, 0.99]
+    assert [m.momentum for m in batch_norms(model)] == [0.99, 0.99]
 
 
 def test_batch_statistics_can_be_combined_like_weights(dataset):

@@ -16,11 +16,13 @@ from keras_transfer import data as data_package
 from keras_transfer.analysis.trajectory import SingleModel, Trajectory, copy_of
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
-from keras_transfer.landscape.batch_norm import StatisticsEstimator
+from keras_transfer.landscape.batch_norm import (
+    StatisticsEstimator,
+    batch_norms,
+)
 from keras_transfer.landscape.evaluations import Evaluations
 from keras_transfer.landscape.loss_surface import (
     BatchNorm,
-    batch_norms,
     check_fit,
     check_inputs,
     examples_surface,

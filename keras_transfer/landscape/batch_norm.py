@@ -1,9 +1,72 @@
-"""Batch normalization's statistics for other weights than they were made by."""
+"""Models called with other weights, and batch normalization's statistics."""
 
+import contextlib
+
+import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.landscape.loss_surface import batch_norms, no_momentum
+
+def batch_norms(model):
+    """Returns a model's batch normalization layers, however deep they lie."""
+    layers = {id(layer): layer for layer in model._flatten_layers()}
+    return [
+        layer
+        for layer in layers.values()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+
+
+def statistics_of(layers):
+    """Returns the variables that batch normalization layers estimate."""
+    return [
+        variable
+        for layer in layers
+        for variable in (layer.moving_mean, layer.moving_variance)
+    ]
+
+
+def stateless_call(model, value, inputs, training, layers=()):
+    """Calls a model with other weights than its own.
+
+    Args:
+        model: `keras.Model`.
+        value: {id of a variable: tensor}. What is not named, such as the states
+            of random number generators, is the model's.
+        inputs: tensor [b, ...].
+        training: bool.
+        layers: batch normalization layers that forget: in training mode their
+            new statistics are those of this batch alone.
+
+    Returns:
+        The outputs, and {id of a variable: tensor}, the new values of those
+        that are not trained.
+    """
+    trainable, others = (
+        [value.get(id(v), v.value) for v in variables]
+        for variables in (
+            model.trainable_variables,
+            model.non_trainable_variables,
+        )
+    )
+    with _no_momentum(layers):
+        outputs, updated = model.stateless_call(
+            trainable, others, inputs, training=training
+        )
+    names = map(id, model.non_trainable_variables)
+    return outputs, dict(zip(names, updated, strict=True))
+
+
+@contextlib.contextmanager
+def _no_momentum(layers):
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 class StatisticsEstimator:
@@ -23,14 +86,9 @@ class StatisticsEstimator:
         self._model = model
         self._batches = [batch[0] for batch in batches]
         self._layers = batch_norms(model)
-        statistics = [
-            variable
-            for layer in self._layers
-            for variable in (layer.moving_mean, layer.moving_variance)
-        ]
+        self._statistics = statistics_of(self._layers)
         position = {id(v): i for i, v in enumerate(model.weights)}
-        self._places = [position[id(v)] for v in statistics]
-        self._statistics = statistics
+        self._places = [position[id(v)] for v in self._statistics]
         self._seen = tf.function(self._seen)
 
     def estimated(self, weights):
@@ -53,20 +111,9 @@ class StatisticsEstimator:
         return result
 
     def _seen(self, weights, inputs):
-        model = self._model
-        value = dict(zip(map(id, model.weights), weights, strict=True))
-        with no_momentum(self._layers):
-            _, updated = model.stateless_call(
-                [value[id(v)] for v in model.trainable_variables],
-                # Not among the weights: the states of random generators.
-                [
-                    value.get(id(v), v.value)
-                    for v in model.non_trainable_variables
-                ],
-                inputs,
-                training=True,
-            )
-        new = dict(
-            zip(map(id, model.non_trainable_variables), updated, strict=True)
+        """Returns the statistics of one batch."""
+        value = dict(zip(map(id, self._model.weights), weights, strict=True))
+        _, new = stateless_call(
+            self._model, value, inputs, training=True, layers=self._layers
         )
         return [new[id(v)] for v in self._statistics]

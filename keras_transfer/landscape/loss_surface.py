@@ -8,7 +8,6 @@ host. Batches are preprocessed once and kept on the device if they fit the
 memory budget; otherwise one pass over them serves many points.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -17,7 +16,6 @@ import time
 from typing import Literal
 
 import gin
-import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -29,6 +27,11 @@ from keras_transfer.devices import jit_compile as jit_argument
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
 from keras_transfer.landscape import replicas
+from keras_transfer.landscape.batch_norm import (
+    batch_norms,
+    stateless_call,
+    statistics_of,
+)
 from keras_transfer.landscape.evaluations import Evaluations
 from keras_transfer.landscape.replicas import DistributedBatches
 from keras_transfer.landscape.weight_space import WeightSpace
@@ -111,11 +114,7 @@ class LossSurface:
         self._batch_norms = []
         if statistics_batches is not None:
             self._batch_norms = batch_norms(model)
-        self._statistics_variables = [
-            variable
-            for layer in self._batch_norms
-            for variable in (layer.moving_mean, layer.moving_variance)
-        ]
+        self._statistics_variables = statistics_of(self._batch_norms)
         self._num_statistics = sum(
             math.prod(v.shape) for v in self._statistics_variables
         )
@@ -435,20 +434,9 @@ class LossSurface:
 
     def _call_model(self, weights, inputs, training):
         """Returns outputs [b, C] and the batch's own statistics [S]."""
-        model = self._model
-        value = dict(zip(map(id, model.weights), weights, strict=True))
-        # Not among the weights: the states of random number generators.
-        others = [v for v in model.variables if id(v) not in value]
-        value |= {id(v): v.value for v in others}
-        with no_momentum(self._batch_norms):
-            outputs, updated = model.stateless_call(
-                [value[id(v)] for v in model.trainable_variables],
-                [value[id(v)] for v in model.non_trainable_variables],
-                inputs,
-                training=training,
-            )
-        new = dict(
-            zip(map(id, model.non_trainable_variables), updated, strict=True)
+        value = dict(zip(map(id, self._model.weights), weights, strict=True))
+        outputs, new = stateless_call(
+            self._model, value, inputs, training, self._batch_norms
         )
         statistics = [
             tf.reshape(new[id(v)], [-1]) for v in self._statistics_variables
@@ -629,16 +617,6 @@ def weighted_sums(means, targets, outputs, weights):
     return tf.reduce_sum(values, axis=0)
 
 
-def batch_norms(model):
-    """Returns a model's batch normalization layers, however deep they lie."""
-    layers = {id(layer): layer for layer in model._flatten_layers()}
-    return [
-        layer
-        for layer in layers.values()
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-
-
 def _loss(multi_label, targets, logits):
     return objectives.example_losses(targets, logits, multi_label)
 
@@ -689,23 +667,6 @@ def check_fit(model, examples, name=None):
             f"{examples.num_classes} classes; compare models on data "
             "that fit them (Models.data)."
         )
-
-
-@contextlib.contextmanager
-def no_momentum(layers):
-    """Makes layers forget: new statistics are those of the last batch.
-
-    Args:
-        layers: list of `keras.layers.BatchNormalization`.
-    """
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
 
 
 def _unflatten(tensor, shape):

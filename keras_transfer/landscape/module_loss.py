@@ -29,14 +29,17 @@ from keras_transfer.devices import jit_compile as jit_argument
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
 from keras_transfer.landscape import replicas
+from keras_transfer.landscape.batch_norm import (
+    batch_norms,
+    stateless_call,
+    statistics_of,
+)
 from keras_transfer.landscape.evaluations import Evaluations
 from keras_transfer.landscape.loss_surface import (
     BatchNorm,
-    batch_norms,
     description_of,
     evaluated,
     fingerprint,
-    no_momentum,
     statistics_batches,
     weighted_sums,
 )
@@ -588,11 +591,7 @@ class _CompiledModule:
         self._batch_norms = [
             layer for layer in batch_norms(module.model) if layer.trainable
         ]
-        self._estimated = [
-            variable
-            for layer in self._batch_norms
-            for variable in (layer.moving_mean, layer.moving_variance)
-        ]
+        self._estimated = statistics_of(self._batch_norms)
         self._places = self.flat.places(self._estimated)
         self.num_statistics = len(self._places)
         self._call = tf.function(
@@ -759,25 +758,8 @@ class _CompiledModule:
             id(v): tensor
             for v, tensor in zip(self.flat.variables, weights, strict=True)
         }
-        # Neither counters nor the states of random number generators matter
-        # here; these are the model's.
-        trainable, others = (
-            [value.get(id(v), v.value) for v in variables]
-            for variables in (
-                self._model.trainable_variables,
-                self._model.non_trainable_variables,
-            )
-        )
-        with no_momentum(self._batch_norms):
-            y, updated = self._model.stateless_call(
-                trainable, others, x, training=training
-            )
-        new = dict(
-            zip(
-                map(id, self._model.non_trainable_variables),
-                updated,
-                strict=True,
-            )
+        y, new = stateless_call(
+            self._model, value, x, training, self._batch_norms
         )
         seen = [tf.reshape(new[id(v)], [-1]) for v in self._estimated]
         return y, tf.concat([*seen, tf.zeros(0)], 0)
