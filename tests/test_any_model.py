@@ -116,7 +116,9 @@ def check_analyses(models, run, rtol=1e-3):
     mistakes = kt.mistakes(models)
     assert (mistakes[mistakes["class"] == "all"].decisions == 12).all()
     assert (kt.spectrum(models, num_values=3).singular_value >= 0).all()
-    line = kt.interpolation(models, num_points=3, extent=(0, 1))
+    line = kt.interpolation(
+        models, num_points=3, extent=(0, 1), splits=("test",)
+    )
     ends = line[(line.alpha == 0) & (line.split == "test")]
     members = {m.name: m for m in models}
     for row in ends.itertuples():

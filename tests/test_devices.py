@@ -17,6 +17,7 @@ from keras_transfer.analysis import all as _all  # noqa: F401, to bind them
 from keras_transfer.analysis.analyze import analyze
 from keras_transfer.analysis.output import Output
 from keras_transfer.files import write_text
+from keras_transfer.landscape import module_loss
 from keras_transfer.landscape.loss_surface import examples_surface
 from keras_transfer.landscape.module_loss import (
     Perturbations,
@@ -168,6 +169,8 @@ def analyzed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # They take longer than all else, and show what the tables hold.
         patch.setattr(Output, "figure", lambda *_: None)
+        # As beside an accelerator, where what replicas are given is static.
+        patch.setattr(module_loss, "has_accelerator", lambda: True)
         for strategy in STRATEGIES:
             with recording() as found[strategy]:
                 found[strategy].tables = run_analyses(
@@ -202,6 +205,8 @@ def test_two_devices_give_the_same_tables(analyzed, name):
 SPREAD = {
     "LossSurface._measure_on_replica",
     "ModuleLoss._measure.<locals>.on_replica",
+    "_CompiledModule._together.<locals>.on_replica",
+    "_CompiledModule._perturbed.<locals>.on_replica",
     "Functional",
     "_Extractor.lister.<locals>.outputs",
 }

@@ -1,13 +1,12 @@
 """What has been evaluated already, so that an analysis can be stopped."""
 
 import json
-import os
 import pathlib
 import zlib
 
 from absl import logging
 
-from keras_transfer.files import writing
+from keras_transfer.files import append_text
 
 
 class Evaluations:
@@ -53,13 +52,7 @@ class Evaluations:
         lines = "".join(
             _line(identifier, values) for identifier, values in numbers.items()
         )
-        with (
-            writing(self.path),
-            open(self.path, "a", encoding="utf-8") as file,
-        ):
-            file.write("\n" + lines if self._torn else lines)
-            file.flush()
-            os.fsync(file.fileno())
+        append_text(self.path, "\n" + lines if self._torn else lines)
         self._torn = False
 
     def _read(self):

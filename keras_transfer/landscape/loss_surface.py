@@ -226,7 +226,7 @@ class LossSurface:
             total=total,
             unit="batch",
             leave=None,
-            disable=not num_points,
+            disable=None if num_points else True,
         )
 
     def _groups(self, num_points):

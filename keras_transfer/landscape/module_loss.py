@@ -220,8 +220,8 @@ class ModuleLoss:
             each and DistributedBatches(each, self._strategy, memory_budget)
             for each in self._all_batches
         )
-        self._measure = tf.function(self._measure)
-        self._take = tf.function(self._take)
+        self._measure = tf.function(self._measure, autograph=False)
+        self._take = tf.function(self._take, autograph=False)
         self._paces = collections.defaultdict(Pace)
         self._seconds_per_round = None
         self._sizes = {}
@@ -314,7 +314,11 @@ class ModuleLoss:
         if self._statistics_batches is not None:
             self._estimate_unperturbed(state)
         with tqdm(
-            desc=description, total=total, unit="batch", leave=None
+            desc=description,
+            total=total,
+            unit="batch",
+            disable=None,
+            leave=None,
         ) as bar:
             for now in self._passes(todo):
                 points = {
@@ -524,7 +528,8 @@ class ModuleLoss:
 
         def on_replica(y, targets, weights):
             y = tf.cast(y, tf.float32)
-            y = tf.reshape(y, [-1, tf.shape(weights)[0], *y.shape[1:]])
+            count = _length(y) // _length(weights)
+            y = tf.reshape(y, [count, _length(weights), *y.shape[1:]])
             sums = tf.map_fn(
                 lambda one: weighted_sums(self._means, targets, one, weights),
                 y,
@@ -595,7 +600,9 @@ class _CompiledModule:
         self._places = self.flat.places(self._estimated)
         self.num_statistics = len(self._places)
         self._call = tf.function(
-            self._call, jit_compile=jit_argument(jit_compile)
+            self._call,
+            jit_compile=jit_argument(jit_compile),
+            autograph=False,
         )
         self._functions = {}
 
@@ -685,7 +692,9 @@ class _CompiledModule:
                 ]
                 used = {"_together": 2, "_fixed": 3}
                 signature = signature[: used.get(method.__name__, 8)]
-            self._functions[key] = tf.function(function, signature)
+            self._functions[key] = tf.function(
+                function, signature, autograph=False
+            )
         return self._functions[key]
 
     def _together(self, end, x):
@@ -724,10 +733,10 @@ class _CompiledModule:
 
     def _loop(self, weights, x, statistics, mode, shared=False):
         """Applies the module P times, each time with weights of its own."""
-        count = tf.shape(statistics)[0]
+        count, size = _length(statistics), _length(x)
         if not shared:
-            size = tf.shape(x)[0] // count
-            x = tf.reshape(x, tf.concat([[count, size], tf.shape(x)[1:]], 0))
+            size = size // count
+            x = tf.reshape(x, [count, size, *_lengths(x)[1:]])
 
         def once(p):
             flat = weights(p)
@@ -740,17 +749,17 @@ class _CompiledModule:
             )
 
         leaving = self._model.output
+        known = size if isinstance(size, int) else None
         y, seen = tf.map_fn(
             once,
             tf.range(count),
             parallel_iterations=1,
             fn_output_signature=(
-                tf.TensorSpec([None, *leaving.shape[1:]], leaving.dtype),
+                tf.TensorSpec([known, *leaving.shape[1:]], leaving.dtype),
                 tf.TensorSpec([self.num_statistics]),
             ),
         )
-        y = tf.reshape(y, tf.concat([[-1], tf.shape(y)[2:]], 0))
-        return tf.ensure_shape(y, [None, *leaving.shape[1:]]), seen
+        return tf.reshape(y, [count * size, *_lengths(y)[2:]]), seen
 
     def _call(self, weights, x, training):
         """Returns what leaves, if such are the weights, and statistics [S]."""
@@ -888,6 +897,19 @@ def _todo(names, arrays, evaluations):
 def _mean_statistics(sums):
     """Returns statistics float32 [P, S] from sums [P, 1 + S] of 1 and them."""
     return (sums[:, 1:] / sums[:, :1]).astype(np.float32)
+
+
+def _lengths(tensor):
+    """Returns a tensor's sides, whole numbers where they are known."""
+    dynamic = tf.shape(tensor)
+    return [
+        dynamic[i] if side is None else side
+        for i, side in enumerate(tensor.shape)
+    ]
+
+
+def _length(tensor):
+    return _lengths(tensor)[0]
 
 
 def _between(corners, k, f):
