@@ -49,8 +49,8 @@ _FROM = {
     "keras_transfer.analysis.trajectory": ["Trajectory"],
     "keras_transfer.data": ["Examples"],
     "keras_transfer.errors": ["UserError"],
-    "keras_transfer.models": ["initialize_from", "module_chain"],
-    "keras_transfer.runs": ["Run"],
+    "keras_transfer.models": ["module_chain"],
+    "keras_transfer.runs": ["Run", "initialize_from", "read_weights"],
 }
 _MODULE_OF = {name: module for module, names in _FROM.items() for name in names}
 

@@ -215,11 +215,101 @@ def test_images_of_other_channels_are_a_sentence():
     model = convnext(3)
     before = model.get_weights()
     with pytest.raises(
-        UserError, match=r"\(4, 4, 3, 4\).*Received: .*\(4, 4, 1, 4\)"
+        UserError, match=r"\(4, 4, 3, 4\).*Received: .*\(4, 4, 2, 4\)"
     ):
-        models.initialize_from(model, randomize(convnext(3, 1), seed=1))
+        models.initialize_from(model, randomize(convnext(3, 2), seed=1))
     for ours, expected in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(1, 3), (3, 1), (4, 1)])
+def test_gray_and_colour(ours, theirs):
+    """On gray images, given as either, outputs are the source's."""
+
+    def features(channels):
+        net = models.fixup_resnet(5, (16, 16, channels))
+        return net, keras.Model(net.input, net.get_layer("fc.bias").output)
+
+    source, expected = features(theirs)
+    model, found = features(ours)
+    report = models.initialize_from(model, randomize(source, seed=1))
+    gray = np.random.default_rng(0).normal(size=(2, 16, 16, 1))
+    np.testing.assert_allclose(
+        found(np.repeat(gray, ours, -1)),
+        expected(np.repeat(gray, theirs, -1)),
+        rtol=1e-5,
+    )
+    assert list(report.reshaped) == ["conv1.conv/kernel"]
+
+
+def test_what_was_copied_is_told():
+    source = models.fixup_resnet(10, (16, 16, 1))
+    model = models.fixup_resnet(3, (16, 16, 1))
+    report = models.initialize_from(model, source)
+    assert report.fresh == ("fc.dense/kernel", "fc.dense/bias")
+    assert set(report.copied) == {w.path for w in model.weights[:-2]}
+    assert report.unused == report.fresh
+    assert not report.reshaped
+    count = len(model.weights)
+    assert str(report) == (
+        f"{count - 2} of {count} weights are those of model 'fixup_resnet'; "
+        "fresh: 'fc.dense/kernel', 'fc.dense/bias'; "
+        "unused: 'fc.dense/kernel', 'fc.dense/bias'."
+    )
+
+
+def plain(*ending):
+    """Ten named convolutions, and how it ends."""
+    x = images = keras.Input((8, 8, 3))
+    for i in range(10):
+        x = layers.Conv2D(4, 3, padding="same", name=f"conv_{i}_a")(x)
+    for layer in ending:
+        x = layer(x)
+    return randomize(keras.Model(images, x), seed=len(ending))
+
+
+def dense_head(classes):
+    return layers.GlobalAveragePooling2D(), layers.Dense(classes, name="out")
+
+
+def test_a_backbone_takes_all():
+    """Also one that ends in a convolution, which is no head."""
+    source, model = plain(*dense_head(3)), plain()
+    report = models.initialize_from(model, source)
+    assert not report.fresh
+    for ours, theirs in zip(model.weights, source.weights, strict=False):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_from_a_backbone():
+    source, model = plain(), plain(*dense_head(3))
+    report = models.initialize_from(model, source)
+    assert report.fresh == ("out/kernel", "out/bias")
+    np.testing.assert_array_equal(model.weights[-3], source.weights[-1])
+
+
+def test_a_head_of_two_layers_is_named():
+    def two(classes):
+        pool, out = dense_head(classes)
+        return plain(pool, layers.Dense(4, name="hidden"), out)
+
+    source, model = randomize(two(5), seed=7), two(3)
+    assert len(models.initialize_from(model, source).fresh) == 2
+    report = models.initialize_from(model, source, head=("hidden", "out"))
+    assert len(report.fresh) == 4
+    with pytest.raises(UserError, match=r"no layer to be its head.*'outt'"):
+        models.initialize_from(model, source, head="outt")
+
+
+def test_a_convolution_of_one_pixel_is_a_head():
+    def build(classes):
+        return plain(
+            layers.Conv2D(classes, 1, name="out"),
+            layers.GlobalAveragePooling2D(),
+        )
+
+    report = models.initialize_from(build(3), build(5))
+    assert report.fresh == ("out/kernel", "out/bias")
 
 
 def test_into_a_model_of_a_strategy():
@@ -237,9 +327,9 @@ def test_into_a_model_of_a_strategy():
     ("source", "message"),
     [
         (
-            lambda: models.fixup_resnet(10, (16, 16, 3)),
+            lambda: models.fixup_resnet(10, (16, 16, 3), (8, 16, 32)),
             r"Expected layer 'conv1.conv' .*\(3, 3, 1, 16\).*"
-            r"Received: .*\(3, 3, 3, 16\)",
+            r"Received: .*\(3, 3, 3, 8\)",
         ),
         (
             lambda: models.fixup_resnet(10, (16, 16, 1), (16, 32, 64), 2),

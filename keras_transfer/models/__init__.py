@@ -12,7 +12,12 @@ from keras_transfer.models.fixup import (
 )
 from keras_transfer.models.logits import logits_model
 from keras_transfer.models.modules import Module, group, head, module_chain
-from keras_transfer.models.transfer import initialize_from
+from keras_transfer.models.named import (
+    keras_application,
+    keras_hub_classifier,
+)
+from keras_transfer.models.transfer import Initialization, initialize_from
+from keras_transfer.models.weight_sources import read_weights
 from keras_transfer.models.weights import (
     assign_weights,
     named_weights,
@@ -20,6 +25,7 @@ from keras_transfer.models.weights import (
 )
 
 __all__ = [
+    "Initialization",
     "Module",
     "ScalarBias",
     "ScalarScale",
@@ -33,8 +39,11 @@ __all__ = [
     "group",
     "head",
     "initialize_from",
+    "keras_application",
+    "keras_hub_classifier",
     "logits_model",
     "module_chain",
     "named_weights",
     "parameters",
+    "read_weights",
 ]

@@ -65,10 +65,12 @@ def train(
             optimizer.
         augmentation: sequence of the operations in `data.augment`.
         mixup_alpha: float, parameter of mixup's Beta distribution; 0 is none.
-        pretrained: run directory of P, or None. With it the model starts from
-            P's weights and a fresh head (P-T), on images normalized as P's
-            unless the dataset says otherwise; without, from scratch.
-        pretrained_epoch: which checkpoint of P: "best", "last" or int.
+        pretrained: P, or None: its run directory, or a file or directory of
+            weights of any kind that `models.read_weights` reads. With it the
+            model starts from P's weights and a fresh head (P-T), on images
+            normalized as a run's P's unless the dataset says otherwise;
+            without, from scratch.
+        pretrained_epoch: which checkpoint of a run: "best", "last" or int.
         seed: int; initialization, order, augmentation and mixup follow from it.
         strategy: factory of a `tf.distribute.Strategy`.
         eval_batch_size: int, examples in an evaluation batch, at most.
@@ -88,7 +90,8 @@ def train(
             no longer finite.
     """
     setup.check_arguments(epochs, eval_batch_size, mixup_alpha, keep_epochs)
-    run, source = Run(work_dir), setup.pretrained_run(pretrained)
+    run = Run(work_dir)
+    source = setup.pretrained_source(pretrained, pretrained_epoch)
     with cluster.joining():
         strategy = strategy()
     is_chief = cluster.is_chief(strategy)

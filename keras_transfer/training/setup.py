@@ -10,6 +10,7 @@ from absl import logging
 
 from keras_transfer import data, models, objectives
 from keras_transfer.errors import UserError
+from keras_transfer.models.weight_sources import open_source
 from keras_transfer.runs import Run, architecture
 
 # Test images of at most so many bytes, as float32, are made only once.
@@ -55,19 +56,38 @@ def dtype_policy(name):
         keras.config.set_dtype_policy(before)
 
 
-def pretrained_run(path):
-    """Returns P's `Run`, None if `path` is None."""
+def pretrained_source(path, epoch):
+    """Opens P.
+
+    Args:
+        path: `train.pretrained`: None, a run directory, or another source that
+            `models.read_weights` takes.
+        epoch: `train.pretrained_epoch`.
+
+    Returns:
+        P's `Run`, or what `models.initialize_from` takes; None if `path` is.
+
+    Raises:
+        UserError: if nothing is there, or it is none of these.
+    """
     if path is None:
         return None
     run = Run(path)
-    if not run.exists:
+    if run.exists:
+        return run
+    if not run.path.expanduser().exists():
         raise UserError(
-            "train.pretrained must name the run directory of P, and there is "
-            f"no run at {path}. Train P first (for example with "
-            "gin/p_mnist.gin), or pass its directory with "
+            "train.pretrained must name the run directory of P, or a file of "
+            f"weights, and there is no run at {path}. Train P first (for "
+            "example with gin/p_mnist.gin), or pass its directory with "
             "--gin_bindings='train.pretrained=\"DIR\"'."
         )
-    return run
+    if epoch != "last":
+        raise UserError(
+            "train.pretrained_epoch is for run directories, which hold several "
+            f"epochs; {path} is none. Received: {epoch!r}; leave it out."
+        )
+    return open_source(path)
 
 
 def make_dataset(factory):
@@ -103,14 +123,25 @@ def normalized_as(dataset, source):
 
     Args:
         dataset: the `data.Dataset`.
-        source: P's `Run`, or None.
+        source: P's `Run`, or another source, see `pretrained_source`: of what
+            does not tell how its images were normalized, nothing is taken.
     """
-    if source is None:
+    own = dataset.info
+    if isinstance(source, Run):
+        expected = source.info()
+    elif getattr(source, "mean", None) is not None:
+        expected = dataclasses.replace(
+            own, name=source.source, mean=source.mean, std=source.std
+        )
+    else:
         return dataset
-    own, expected = dataset.info, source.info()
     if (own.mean, own.std) == (expected.mean, expected.std):
         return dataset
     if not dataset.has_own_normalization:
+        print(
+            f"Images are normalized as P's: mean {expected.mean}, standard "
+            f"deviation {expected.std}."
+        )
         return dataset.normalized_as(expected)
     logging.warning(
         "P was trained on images normalized by mean %s and standard deviation "
@@ -131,8 +162,9 @@ def start_model(model, info, seed, source, epoch):
         model: the factory.
         info: the dataset's `data.Info`.
         seed: int.
-        source: P's `Run`, or None to start from scratch.
-        epoch: which checkpoint of P.
+        source: P's `Run` or another source of weights, see
+            `pretrained_source`; None to start from scratch.
+        epoch: which checkpoint of a `Run`.
 
     Returns:
         The `keras.Model`.
@@ -142,8 +174,14 @@ def start_model(model, info, seed, source, epoch):
         num_classes=num_classes, input_shape=info.image_shape, seed=seed
     )
     architecture.check_model(net, num_classes)
-    if source is not None:
-        models.initialize_from(net, source.load_model(epoch))
+    if source is None:
+        return net
+    if isinstance(source, Run):
+        found = models.initialize_from(net, source.load_model(epoch))
+        found = dataclasses.replace(found, source=str(source.path))
+    else:
+        found = models.initialize_from(net, source)
+    print(found)
     return net
 
 

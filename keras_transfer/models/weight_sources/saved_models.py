@@ -1,0 +1,62 @@
+"""SavedModels that have variables."""
+
+import itertools
+
+import tensorflow as tf
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from keras_transfer.errors import UserError
+from keras_transfer.models.weight_sources.weights import Weights, damaged
+
+
+def is_saved_model(path):
+    """Whether a directory is a SavedModel."""
+    return (path / "saved_model.pb").is_file()
+
+
+def read(path):
+    """Returns the `Weights` of a SavedModel; its graph is not loaded.
+
+    Args:
+        path: `pathlib.Path`.
+
+    Raises:
+        UserError: if it has no variables, or is damaged.
+    """
+    if not (path / "variables" / "variables.index").is_file():
+        raise UserError(
+            f"{path} is a SavedModel without variables: its weights are frozen "
+            "into its graph. Give what it was exported from."
+        )
+    with damaged(path, "a SavedModel"):
+        return Weights(_read(path / "variables" / "variables"), path)
+
+
+def _read(path):
+    checkpoint = tf.train.load_checkpoint(str(path))
+    graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
+        checkpoint.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+    )
+    found = [
+        (_place(attribute.checkpoint_key), attribute)
+        for node in graph.nodes
+        for attribute in node.attributes
+        if attribute.name == "VARIABLE_VALUE"
+    ]
+    # Keras' `export` lists the model's variables in their order, and again
+    # together with those of the preprocessing, in any order.
+    listed = [item for item in found if item[0][0] == "variables"]
+    named = {}
+    for _, attribute in sorted(listed or found, key=lambda item: item[0][1]):
+        name, numbers = attribute.full_name, itertools.count(2)
+        while name in named:
+            name = f"{attribute.full_name}#{next(numbers)}"
+        named[name] = checkpoint.get_tensor(attribute.checkpoint_key)
+    return named
+
+
+def _place(key):
+    """Returns the list that a key is of, and its number there."""
+    owner, _, rest = key.partition("/")
+    number = rest.partition("/")[0]
+    return owner, int(number) if number.isdigit() else 0
