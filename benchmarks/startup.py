@@ -7,13 +7,17 @@ taken, and the import of TensorFlow alone for comparison.
 """
 
 import argparse
+import fcntl
 import os
 import pathlib
+import pty
 import re
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,21 +32,25 @@ def until_first_step(work_dir):
         f"--gin_file={ROOT / 'gin' / 'p_mnist.gin'}",
         f"--work_dir={work_dir}",
     ]
+    # Only a terminal, one of some width, is shown a progress bar.
+    ours, theirs = pty.openpty()
+    size = struct.pack("4H", 24, 80, 0, 0)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
     began = time.perf_counter()
     process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        command, stderr=theirs, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
+    os.close(theirs)
     seen = b""
     while not _STEP_TAKEN.search(seen):
-        piece = os.read(process.stderr.fileno(), 4096)
-        if not piece:
+        try:
+            seen += os.read(ours, 4096)
+        except OSError:  # How Linux says that the other end is closed.
             sys.exit(seen.decode())
-        seen += piece
     seconds = time.perf_counter() - began
     process.kill()
     process.wait()
+    os.close(ours)
     return seconds
 
 

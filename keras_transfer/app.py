@@ -1,4 +1,4 @@
-"""What the commands under `bin/` share: flags, gin, and plain sentences."""
+"""What the commands share: flags, help, gin, and plain sentences."""
 
 from keras_transfer import environment
 
@@ -6,18 +6,25 @@ from keras_transfer import environment
 _UNUSED = environment.prepare()
 
 import contextlib
+import importlib.metadata
+import inspect
 import json
 import os
 import re
 import signal
 import sys
+import textwrap
 
 from absl import app, flags, logging
 
+from keras_transfer import __version__
 from keras_transfer.errors import UserError
 
 GIN_FILE = flags.DEFINE_multi_string(
-    "gin_file", [], "Path of a gin file; may be repeated, later ones win."
+    "gin_file",
+    [],
+    "Path of a gin file, or the name of one that is shipped; may be repeated, "
+    "later ones win.",
 )
 GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings",
@@ -25,8 +32,13 @@ GIN_BINDINGS = flags.DEFINE_multi_string(
     "One gin binding, such as 'train.seed = 1'; may be repeated, wins over "
     "the files.",
 )
-# The flags that are paths.
-_PATHS = ["gin_file"]
+# The flags that are paths, and those that must be given.
+_PATHS, _REQUIRED = ["gin_file"], []
+HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
+VERSION = {"--version", "-version"}
+_WIDTH = 79
+# What absl adds to the help of a flag.
+_ADDED_HELP = re.compile(r"^<[^>]*>: |;\s+repeat this option .*$")
 
 # The text of an operating system's error about a file, or about two.
 _OF_A_FILE = re.compile(r"\[Errno \d+\] (?P<what>.+?): (?P<file>['\"].+['\"])")
@@ -36,6 +48,10 @@ _MORE_MEMORY = (
     "Make train.batch_size, load.memory_budget or the model smaller, or take a "
     "machine with more."
 )
+
+
+# What stands before a command's name.
+_prefix = "bin/"
 
 
 class _Terminated(BaseException):
@@ -54,7 +70,24 @@ def define_path(name, help_text, required=True):
         absl's holder of the flag; its `value` is a str.
     """
     _PATHS.append(name)
-    return flags.DEFINE_string(name, None, help_text, required=required)
+    if required:
+        _REQUIRED.append(name)
+    return flags.DEFINE_string(name, None, help_text)
+
+
+def set_prefix(prefix):
+    """Sets how commands are called, where one is mentioned.
+
+    Args:
+        prefix: str, "bin/" or what else stands before a command's name.
+    """
+    global _prefix
+    _prefix = prefix
+
+
+def command(name):
+    """Returns how to call a command, a str."""
+    return f"{_prefix}{name}"
 
 
 def parse_gin():
@@ -69,12 +102,12 @@ def parse_gin():
     if not GIN_FILE.value:
         raise UserError(
             "No configuration was given. Name one with --gin_file, for example "
-            "--gin_file=gin/p_mnist.gin; the directory gin/ holds them."
+            "--gin_file=gin/p_mnist.gin; `keras-transfer init` lists them all."
         )
     config.parse(GIN_FILE.value, GIN_BINDINGS.value)
 
 
-def run(main):
+def run(main, text="", arguments=None):
     """Runs a command; what the user can mend ends in a sentence and status 1.
 
     No other command works in its --work_dir meanwhile. On SIGTERM it stops
@@ -82,11 +115,39 @@ def run(main):
     resumes. With --verbosity=0 the traceback behind a sentence shows as well.
 
     Args:
-        main: function of no arguments, called after the flags are parsed.
+        main: function called after the flags are parsed, with the values of
+            those that its parameters name; or of names, `*names`, which needs
+            neither flags nor TensorFlow.
+        text: str, what --help says before the flags, with an example first.
+        arguments: list of str; None for those of this process.
     """
     sys.stdout = environment.Stream(sys.stdout)
     sys.stderr = environment.Stream(sys.stderr)
     logging.get_absl_handler().python_handler.setStream(sys.stderr)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    text = text.strip().replace("bin/", _prefix)
+    if HELP.intersection(arguments):
+        print_whole(text if _names(main) else f"{text}\n\n{_flags_text()}")
+        return
+    if VERSION.intersection(arguments):
+        print_whole(versions())
+        return
+    example = text.partition("\n\n")[2].partition("\n\n")[0]
+    hint = f" For example:\n\n{example}\n\n--help tells more." * bool(example)
+
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            said = str(error).replace(" ?", "?").rstrip(".")
+            stop = "" if said.endswith("?") else "."
+            _fail(f"{said}{stop} --help lists all flags.")
+        values = flags.FLAGS.flag_values_dict()
+        missing = [f"--{n}" for n in _REQUIRED if values[n] is None]
+        if missing:
+            verb = "is" if len(missing) == 1 else "are"
+            _fail(f"{' and '.join(missing)} {verb} missing.{hint}")
+        return rest
 
     def guarded(argv):
         if not flags.FLAGS["verbosity"].present:
@@ -111,21 +172,89 @@ def run(main):
                 f"{sys.stdout.error.strerror}. All else is done."
             )
 
-    app.run(guarded)
+    app.run(guarded, [sys.argv[0], *arguments], flags_parser=parse)
+
+
+def print_whole(text, stream=None):
+    """Prints a text to somebody who may not read it to its end.
+
+    Args:
+        text: str.
+        stream: text stream; None for the standard output.
+    """
+    stream = environment.Stream(stream or sys.stdout)
+    print(text, file=stream)
+    stream.flush()
+
+
+def _names(main):
+    """Returns whether a command takes names in place of flags."""
+    parameters = inspect.signature(main).parameters.values()
+    return any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def _flags_text():
+    """Returns what is known of the flags of ours, a few lines."""
+    described = {"verbosity": "0: also the traceback behind an error."}
+    values = {"verbosity": "0"}
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if not module.startswith("absl."):
+            for flag in defined:
+                described[flag.name] = _ADDED_HELP.sub("", flag.help)
+                values[flag.name] = _value_text(flag)
+    order = sorted(described, key=lambda n: (n == "verbosity", n not in _PATHS))
+    parts = [
+        f"  --{name}{values[name] and '='}{values[name]}\n"
+        + textwrap.fill(
+            described[name],
+            _WIDTH,
+            initial_indent=" " * 6,
+            subsequent_indent=" " * 6,
+            break_on_hyphens=False,
+        )
+        for name in order
+    ]
+    return "\n".join(["Flags:", *parts])
+
+
+def _value_text(flag):
+    """Returns what may stand behind a flag's equals sign, "" if nothing."""
+    if flag.boolean:
+        return ""
+    if hasattr(flag.parser, "enum_values"):
+        return "|".join(flag.parser.enum_values)
+    if flag.name in _PATHS:
+        return "PATH"
+    return str(flag.default or flag.name.rpartition("_")[2].upper())
+
+
+def versions():
+    """Returns which version this is, and of what it stands on."""
+    found = [
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("tensorflow", "keras")
+    ]
+    return f"keras_transfer {__version__} ({', '.join(found)})"
 
 
 def _run(main, argv):
+    if _names(main):
+        main(*argv[1:])
+        return
     if len(argv) > 1:
         raise UserError(f"Flags begin with --. Received: {' '.join(argv[1:])}")
     for sentence in _UNUSED:
         logging.warning("%s", sentence)
     _expand_paths()
-    environment.prepare_keras()
-    from keras_transfer import memory
-
-    memory.keep_freed()
+    values = flags.FLAGS.flag_values_dict()
+    given = {name: values[name] for name in inspect.signature(main).parameters}
+    # Before Keras, which takes seconds to import: who comes second is told so.
     with _work_dir_held():
-        main()
+        environment.prepare_keras()
+        from keras_transfer import memory
+
+        memory.keep_freed()
+        main(**given)
 
 
 def _expand_paths():

@@ -4,9 +4,12 @@ A notebook's MPLBACKEND, another library's KERAS_BACKEND, a ~/.keras/keras.json
 and closed or full standard streams neither change results nor end a command.
 """
 
+import contextlib
 import errno
 import os
+import signal
 import sys
+import tempfile
 
 from keras_transfer.errors import UserError
 
@@ -37,11 +40,20 @@ def prepare():
 def prepare_keras():
     """Imports Keras with its own defaults, whatever ~/.keras/keras.json says.
 
+    What TensorFlow says meanwhile of the processor and of drivers that are not
+    there is only shown if it fails, or does not see a GPU that is there.
+
     Raises:
         UserError: if Keras does not start with that file.
     """
     try:
-        import keras
+        with _held_back() as reasons:
+            import keras
+            import tensorflow as tf
+
+            # Looks for drivers, and does not yet settle anything.
+            if not tf.config.list_physical_devices("GPU") and _has_gpu():
+                reasons.append("TensorFlow does not see this machine's GPU.")
     except (AssertionError, AttributeError, TypeError, ValueError) as error:
         folder = os.environ.get("KERAS_HOME", "~/.keras")
         raise UserError(
@@ -74,6 +86,83 @@ def _open_standard_descriptors():
         if getattr(sys, name) is None:
             stream = open(number, "w", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
+
+
+@contextlib.contextmanager
+def _held_back():
+    """Holds back what is written to descriptor 2; shows it if the block fails.
+
+    Also if the process is ended within, as TensorFlow does on a processor that
+    it was not compiled for: a child waits for that, and does nothing else.
+    Whoever has chosen a TF_CPP_MIN_LOG_LEVEL that lets more through sees it.
+
+    Yields:
+        list, to which the block adds str to have it shown with them.
+    """
+    reasons = []
+    with contextlib.ExitStack() as stack:
+        is_wanted = os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1")
+        if is_wanted or "tensorflow" in sys.modules:
+            yield reasons
+            return
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            child, verdict = _start_child(file.fileno())
+        except OSError:
+            # On a full disk, say. That is no reason not to go on.
+            yield reasons
+            return
+        shown = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield reasons
+        except Exception:
+            reasons.append("")
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            with contextlib.suppress(OSError):
+                os.write(verdict, b"" if reasons else b"well")
+            os.close(verdict)
+            with contextlib.suppress(OSError):
+                os.waitpid(child, 0)
+            for reason in filter(None, reasons):
+                print(f"Warning: {reason}", file=sys.stderr)
+
+
+def _has_gpu():
+    """Returns whether there is an NVIDIA GPU that is meant to be used."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return os.path.exists("/dev/nvidia0") and not is_hidden
+
+
+def _start_child(held_back):
+    """Starts a process that shows what was held back, unless told not to.
+
+    Args:
+        held_back: int, the descriptor of a file.
+
+    Returns:
+        (child, verdict): ints, its id, and the descriptor that tells it; closed
+        without a word, also by the end of this process, it shows the file.
+    """
+    receiving, verdict = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(receiving)
+        return child, verdict
+    try:
+        # It ends with its parent, whatever a terminal sends to both.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        os.close(verdict)
+        if not os.read(receiving, 1):
+            size = os.fstat(held_back).st_size
+            os.write(2, os.pread(held_back, size, 0))
+    finally:
+        os._exit(0)
 
 
 class Stream:

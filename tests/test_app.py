@@ -11,6 +11,7 @@ import commands
 import pytest
 import tensorflow as tf
 
+import keras_transfer
 from keras_transfer import app
 from keras_transfer.errors import UserError
 
@@ -157,6 +158,120 @@ def test_interrupted_at_the_beginning(tmp_path, seconds):
     frames = [line for line in errors.splitlines() if 'File "' in line]
     assert not any("keras_transfer" in f or "absl" in f for f in frames)
     assert frames or "Error: Interrupted" in errors
+
+
+# Flags.
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpshort"])
+def test_help_shows_our_flags(run, flag):
+    status, output, errors = run("1 / 0", "--work_dir=run", flag)
+    assert (status, errors) == (0, "")
+    flags = [s.strip() for s in output.splitlines() if s.startswith("  --")]
+    assert flags == [
+        "--gin_file=PATH",
+        "--work_dir=PATH",
+        "--gin_bindings=BINDINGS",
+        "--verbosity=0",
+    ]
+    assert "Where it works." in output and "repeat this" not in output
+    assert max(map(len, output.splitlines())) < 80
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--gin_fil=x", "Unknown command line flag 'gin_fil'. Did you mean: "),
+        ("--gin_file=x", "--work_dir is missing."),
+        ("--work_dir", "Missing value for flag --work_dir."),
+    ],
+)
+def test_wrong_flags_are_sentences(tmp_path, run, flag, words):
+    result = run("1 / 0", flag)
+    _check_sentence(result, words)
+    assert "None" not in result[2]
+    assert os.listdir(tmp_path / "here") == []
+
+
+def test_the_version(run):
+    status, output, _ = run("1 / 0", "--version")
+    assert status == 0
+    assert output.startswith(f"keras_transfer {keras_transfer.__version__} (")
+    assert f"tensorflow {tf.__version__}" in output
+
+
+# What TensorFlow says at its beginning.
+
+_HOLDS_BACK = """
+import os, sys
+from keras_transfer import environment
+environment.prepare()
+try:
+    with environment._held_back() as reasons:
+        os.write(2, b"banner\\n")
+        {block}
+except Exception as error:
+    print(type(error).__name__, file=sys.stderr)
+except KeyboardInterrupt:
+    pass
+os.write(2, b"after\\n")
+"""
+
+
+def _hold_back(block, **environment):
+    script = _HOLDS_BACK.format(block=block)
+    variables = {"PYTHONPATH": str(commands.ROOT)} | environment
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
+    finished = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=kept | variables,
+    )
+    return finished.returncode, finished.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("block", "shown"),
+    [
+        ("pass", ["after"]),
+        ("raise KeyboardInterrupt", ["after"]),
+        ("1 / 0", ["banner", "ZeroDivisionError", "after"]),
+        ("reasons.append('Why.')", ["banner", "Warning: Why.", "after"]),
+    ],
+)
+def test_what_is_held_back(block, shown):
+    assert _hold_back(block) == (0, shown)
+
+
+def test_what_is_held_back_is_not_lost_with_the_process():
+    assert _hold_back("os.abort()") == (-signal.SIGABRT, ["banner"])
+
+
+def test_nothing_is_held_back_from_those_who_ask():
+    shown = _hold_back("pass", TF_CPP_MIN_LOG_LEVEL="0")
+    assert shown == (0, ["banner", "after"])
+
+
+def test_a_disk_that_is_full_does_not_matter():
+    script = _HOLDS_BACK.format(block="pass").replace(
+        "environment.prepare()",
+        "environment.prepare()\n"
+        "def no_file(): raise OSError(28, 'No space left')\n"
+        "environment.tempfile.TemporaryFile = no_file",
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(commands.ROOT)},
+    )
+    assert finished.stderr == "banner\nafter\n"
+
+
+def test_banners_of_tensorflow_do_not_appear(run):
+    main = "import tensorflow as tf; tf.config.list_logical_devices()"
+    assert run(main, prepare="", TF_CPP_MIN_LOG_LEVEL="")[::2] == (0, "")
 
 
 # Standard streams.

@@ -1,8 +1,14 @@
+import fcntl
+import json
 import os
+import pty
 import random
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import commands
@@ -10,6 +16,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_transfer import progress
+from keras_transfer.commands import reproduce
 from keras_transfer.runs import Run
 
 QUICK = [
@@ -29,6 +37,12 @@ def finished(tmp_path_factory):
     assert status == 0, errors
     assert "best test accuracy" in output
     assert f"tensorboard --logdir {work_dir}" in output
+    # Nothing but a line per epoch: no banners, and bars are for terminals.
+    lines = errors.splitlines()
+    assert len(lines) == 12
+    for i, line in enumerate(lines, 1):
+        words = rf"whole: epoch {i}/12, test accuracy [01]\.\d{{4}}"
+        assert re.fullmatch(words, line)
     return Run(work_dir)
 
 
@@ -105,6 +119,157 @@ def test_bad_commands_end_in_a_sentence(tmp_path, flags, message):
     assert message in errors
     assert "Traceback" not in errors
     assert not os.listdir(tmp_path)
+
+
+_EXAMPLES = {
+    "train": "{}train --gin_file=gin/p_mnist.gin --work_dir=runs/p_mnist",
+    "analyze": "{}analyze --gin_file=gin/interpolation.gin --work_dir=",
+    "export": "{}export --run=runs/pt_digits --epoch=best --output=exported",
+    "reproduce": "{}reproduce --gin_file=gin/study_digits.gin --work_dir=",
+}
+
+
+def _call(*arguments, **options):
+    """Runs python -m keras_transfer."""
+    process = subprocess.run(
+        [sys.executable, "-m", "keras_transfer", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(commands.ROOT)},
+        **options,
+    )
+    return process.returncode, process.stdout, process.stderr
+
+
+@pytest.mark.parametrize("command", _EXAMPLES)
+def test_help(tmp_path, command):
+    as_module = _call(command, "--help", cwd=tmp_path)
+    in_bin = commands.run(command, "--help", cwd=tmp_path)
+    for prefix, (status, output, errors) in (
+        ("python -m keras_transfer ", as_module),
+        ("bin/", in_bin),
+    ):
+        assert (status, errors) == (0, "")
+        assert _EXAMPLES[command].format(f"    {prefix}") in output
+        flags = re.findall(r"^  --(\w+)", output, re.MULTILINE)
+        assert {"gin_file", "gin_bindings"} < set(flags) and len(flags) < 9
+    assert max(map(len, in_bin[1].splitlines())) <= 80
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", _EXAMPLES)
+def test_without_arguments_it_says_what_to_do(tmp_path, command):
+    status, output, errors = commands.run(command, cwd=tmp_path)
+    assert (status, output) == (1, "")
+    what = "--run and --output are" if command == "export" else "--work_dir is"
+    assert f"Error: {what} missing. For example:" in errors
+    assert _EXAMPLES[command].format("bin/") in errors
+    assert "None" not in errors and "--help tells more" in errors
+
+
+def test_all_commands_are_listed():
+    status, output, errors = _call("--help")
+    assert (status, errors) == (0, "")
+    for command in (*_EXAMPLES, "init"):
+        assert f"  {command} " in output
+    assert _call()[::2] == (1, output)
+    wrong = _call("tran", "--gin_file=x")
+    assert wrong[::2] == (
+        1,
+        f"Error: There is no command tran. Did you mean train?\n\n{output}",
+    )
+    assert _call("--version") == _call("train", "--version")
+    assert _call("--version")[1].startswith("keras_transfer ")
+
+
+def test_configurations_are_copied(tmp_path):
+    status, output, _ = _call("init", "shuffled", "pt_folder.gin", cwd=tmp_path)
+    assert status == 0
+    assert sorted(os.listdir(tmp_path)) == ["pt_folder.gin", "shuffled.gin"]
+    copy = (tmp_path / "shuffled.gin").read_text()
+    source = (commands.ROOT / "gin" / "shuffled.gin").read_text()
+    command = (
+        "python -m keras_transfer train --gin_file=gin/pt_real.gin "
+        "--gin_file=shuffled.gin"
+    )
+    assert copy.startswith(f"# {command} ") and command in output
+    assert copy.partition("\n#\n")[2] == source.partition("\n#\n")[2]
+    before = copy + "# Mine.\n"
+    (tmp_path / "shuffled.gin").write_text(before)
+    status, _, errors = _call("init", "shuffled", cwd=tmp_path)
+    assert status == 1 and "exists already" in errors
+    assert (tmp_path / "shuffled.gin").read_text() == before
+    status, _, errors = _call("init", "study_fodler", cwd=tmp_path)
+    assert status == 1 and "Did you mean study_folder?" in errors
+    assert "Traceback" not in errors
+
+
+def test_on_a_terminal_there_are_bars(tmp_path):
+    ours, theirs = pty.openpty()
+    size = struct.pack("4H", 24, 80, 0, 0)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    process = commands.start(
+        "train", *QUICK, f"--work_dir={tmp_path}/r", output=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(ours, 4096)
+        except OSError:  # How Linux says that the other end is closed.
+            piece = b""
+        if not piece:
+            break
+        seen += piece
+    os.close(ours)
+    assert process.wait() == 0
+    assert b"100%" in seen and b"\nr: epoch" not in seen
+    assert seen.count(b"epoch 12/12") >= 1
+
+
+class _Executor:
+    """Jobs of which every other one fails."""
+
+    is_full = False
+
+    def __init__(self):
+        self.running = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.running = None
+
+    def submit(self, job):
+        self.running[job.name] = job
+
+    def wait(self):
+        name, job = self.running.popitem()
+        job.path.mkdir(parents=True)
+        state = "failed" if name.endswith("1") else "finished"
+        record = {"state": state, "seconds": 2.34}
+        (job.path / "task.json").write_text(json.dumps(record))
+        return name
+
+
+class _Job:
+    def __init__(self, root, name):
+        self.name, self.path = name, root / name
+
+
+def test_a_line_per_finished_task(tmp_path, capsys):
+    with reproduce._Telling(_Executor()) as executor:
+        for name in ("runs/p0", "runs/p1", "runs/p2"):
+            executor.submit(_Job(tmp_path, name))
+            assert executor.running and not executor.is_full
+            assert executor.wait() == name
+            # What is told within a task is not shown.
+            progress.tell("epoch 1/2")
+    assert executor.running is None
+    assert capsys.readouterr().err == (
+        "runs/p0: finished in 2.3 s\nruns/p2: finished in 2.3 s\n"
+    )
 
 
 def test_exported_model_serves_without_this_package(tmp_path, finished):

@@ -116,6 +116,62 @@ def test_a_byte_order_mark(tmp_path, work):
     assert _value() == "Füße"
 
 
+def test_those_shipped_are_found_wherever_one_works(
+    tmp_path, work, monkeypatch
+):
+    shipped = tmp_path / "gin"
+    shipped.mkdir()
+    monkeypatch.setattr(parsing, "SHIPPED", shipped)
+    _write(shipped / "a.gin", "include 'gin/b.gin'")
+    _write(shipped / "b.gin", "parsed_consumer.value = 'shipped'")
+    for name in ("a.gin", "gin/a.gin"):
+        gin.clear_config()
+        config.parse([name], [])
+        assert _value() == "shipped"
+    # What a study that is shipped names lies beside it, then here.
+    _write(work / "b.gin", "parsed_consumer.value = 'work'")
+    gin.clear_config()
+    config.parse(["b.gin"], [], included=True)
+    assert _value() == "shipped"
+
+
+# What was meant.
+
+
+@pytest.mark.parametrize(
+    ("binding", "meant"),
+    [
+        ("parsed_consumr.value = 1", "parsed_consumer"),
+        ("Parsed_Consumer.value = 1", "parsed_consumer"),
+        ("scope/parsing_test.parsed_consumr.value = 1", "parsed_consumer"),
+        ("parsed_consumer.valeu = 1", "value"),
+        ("parsed_consumer.value = @parsed_consumr()", "parsed_consumer"),
+        ("parsed_consumr:\n  value = 1", "parsed_consumer"),
+        ("wholly_strange.value = 1", None),
+        ("parsed_consumer.wholly_strange = 1", None),
+    ],
+)
+def test_the_nearest_name_is_suggested(work, binding, meant):
+    with pytest.raises(UserError) as caught:
+        config.parse([], [binding])
+    hints = re.findall(r"'\. Did you mean (\w+)\?", str(caught.value))
+    assert hints == [meant] * bool(meant)
+
+
+def test_the_nearest_file_is_suggested(tmp_path, work):
+    _write(tmp_path / "mine" / "portraits.gin", "")
+    for name, meant in (
+        ("p_mnits.gin", "p_mnist"),
+        ("gin/study_diggits.gin", "study_digits"),
+        (str(tmp_path / "mine" / "portrait.gin"), "portraits"),
+        ("nothing_like_it.gin", None),
+    ):
+        with pytest.raises(UserError) as caught:
+            config.parse([name], [])
+        hint = f"Did you mean {meant}.gin?" if meant else "Looked for: "
+        assert f"There is no file {name}. {hint}" in str(caught.value)
+
+
 # Gin's own syntax.
 
 

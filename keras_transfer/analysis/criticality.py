@@ -162,7 +162,9 @@ def criticality(
     module_loss = models.module_loss("train", with_auc=False)
     cases = list(itertools.product(models.trained(), END_POINTS))
     tables, grids = [], []
-    for member, end_point in tqdm(cases, "criticality", unit="end point"):
+    for member, end_point in tqdm(
+        cases, "criticality", unit="end point", disable=None
+    ):
         paths = _paths(models, member, end_point)
         found, grid = module_criticality(
             module_loss,

@@ -89,7 +89,7 @@ def rewinding(
     splits = splits or [s for s in _SPLITS if models.examples.has(s)]
     tables = [
         table
-        for member in tqdm(members, "rewinding", unit="model")
+        for member in tqdm(members, "rewinding", unit="model", disable=None)
         for stretch in _stretches(models, member, epochs)
         for table in _set_back(models, member, stretch, splits, levels)
     ]

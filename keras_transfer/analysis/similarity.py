@@ -363,7 +363,7 @@ def _exact_hsic(extractors, batches, kernel, bandwidth, strategy):
     if kernel == "rbf":
         to_kernel = functools.partial(_rbf_kernel, bandwidth=bandwidth)
     functions = [e.lister(tf.identity) for e in extractors]
-    batches = tqdm(batches, "features", unit="batch", leave=None)
+    batches = tqdm(batches, "features", unit="batch", disable=None, leave=None)
     features = [
         [np.asarray(f, np.float32) for f in row]
         for row in on_replicas(strategy, functions, batches)
@@ -387,7 +387,7 @@ def _minibatch_hsic(extractors, batches, kernel, bandwidth, strategy):
         return _u_centred(_batch_kernel(x, kernel, bandwidth))
 
     functions = [e.lister(u_centred_kernel) for e in extractors]
-    batches = tqdm(batches, "features", unit="batch", leave=None)
+    batches = tqdm(batches, "features", unit="batch", disable=None, leave=None)
     batches = (images for images in batches if len(images) >= _SMALLEST_BATCH)
     total, num_examples = 0.0, 0
     for kernels in on_replicas(strategy, functions, batches):

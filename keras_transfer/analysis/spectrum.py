@@ -334,7 +334,14 @@ def _computed(jobs):
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         found = pool.map(lambda job: job(), jobs.values())
-        found = tqdm(found, "spectra", len(jobs), unit="layer", leave=None)
+        found = tqdm(
+            found,
+            "spectra",
+            len(jobs),
+            unit="layer",
+            disable=None,
+            leave=None,
+        )
         return dict(zip(jobs, found, strict=True))
 
 

@@ -1,8 +1,11 @@
 """Reading gin configurations, with plain sentences for what is wrong."""
 
+import difflib
+import inspect
 import io
 import os
 import pathlib
+import re
 import sys
 import tokenize
 import traceback
@@ -14,7 +17,13 @@ from gin import utils as gin_utils
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 
-SHIPPED = pathlib.Path(__file__).parents[2] / "gin"
+# In an installed package it is within, in a clone beside it.
+_PACKAGED = pathlib.Path(__file__).parents[1] / "gin"
+SHIPPED = (
+    _PACKAGED
+    if _PACKAGED.is_dir()
+    else pathlib.Path(__file__).parents[2] / "gin"
+)
 # What parameters were called, so that older files are still understood.
 _FORMER_NAMES = {
     "Subjects.runs": "Models.models",
@@ -40,15 +49,26 @@ _BYTE_ORDER_MARK = "\ufeff"
 _RESULTS = ("model.json", "task.json", "claims.csv", "tensorboard")
 # Of the command's own files; a study's are looked for there.
 _folders = []
+# What gin says of a name that there is not.
+_UNKNOWN_NAME = re.compile(
+    r"No configurable matching (?:reference )?"
+    r"'@?(?:.*[/.])?(?P<given>\w+)(?:\(\))?'\."
+)
+_UNKNOWN_PARAMETER = re.compile(
+    r"Configurable '(?P<of>.+)' doesn't have a parameter named "
+    r"'(?P<given>.+)'\."
+)
 
 
 def parse(files, bindings, included=False):
     """Reads gin files, then single bindings, into gin's configuration.
 
-    A file that is included is looked for beside the file that includes it, in
-    the gin/ directory that is shipped, and then in the working directory. A
-    module that is imported may lie beside the gin files or in the working
-    directory.
+    A file is looked for in the working directory and then in the one that is
+    shipped, whose name may stand before its own: gin/p_mnist.gin is found
+    wherever one works. A file that is included is looked for beside the file
+    that includes it, in the directory that is shipped, and then in the working
+    directory. A module that is imported may lie beside the gin files or in the
+    working directory.
 
     Args:
         files: paths of gin files; later ones win.
@@ -63,11 +83,10 @@ def parse(files, bindings, included=False):
     """
     try:
         reader = _Reader()
+        folders = [*_folders, SHIPPED, ""] if included else ["", SHIPPED]
+        found = [reader.read_file(name, folders) for name in files]
         if not included and files:
-            _folders[:] = dict.fromkeys(map(os.path.dirname, files))
-        for name in files:
-            folders = [*_folders, SHIPPED, ""] if included else ["", SHIPPED]
-            reader.read_file(name, folders)
+            _folders[:] = dict.fromkeys(map(os.path.dirname, found))
         reader.read_text("\n".join(bindings))
         reader.check_names()
         schema.check_configuration()
@@ -89,7 +108,8 @@ def parse(files, bindings, included=False):
         received = [f"--gin_file={name}" for name in files]
         received += [f"--gin_bindings='{b}'" for b in bindings]
         raise UserError(
-            f"The configuration cannot be used: {without_calls(error)}\n"
+            "The configuration cannot be used: "
+            f"{_with_suggestion(without_calls(error))}\n"
             f"Received: {' '.join(received)}"
         ) from error
 
@@ -97,6 +117,29 @@ def parse(files, bindings, included=False):
 def without_calls(error):
     """Returns an error's text without the call stack that gin appends."""
     return str(error).split("\n  In call to configurable")[0].strip()
+
+
+def _with_suggestion(text):
+    """Returns what gin says, with the nearest name to one that there is not."""
+    if unknown := _UNKNOWN_NAME.search(text):
+        # Gin has no public way to ask for all names.
+        names = [
+            name.rpartition(".")[2] for name, _ in gin.config._REGISTRY.items()
+        ]
+    elif unknown := _UNKNOWN_PARAMETER.search(text):
+        configurable = gin.get_configurable(unknown["of"])
+        names = inspect.signature(configurable).parameters
+    else:
+        return text
+    hint = _did_you_mean(unknown["given"], names)
+    return f"{text[: unknown.end()]}{hint}{text[unknown.end() :]}"
+
+
+def _did_you_mean(given, names, suffix=""):
+    """Returns a question about the name nearest to a given one, or ""."""
+    named = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(given.lower(), named, 1)
+    return f" Did you mean {named[near[0]]}{suffix}?" if near else ""
 
 
 class _Reader:
@@ -111,13 +154,21 @@ class _Reader:
         self._bound = {}  # {binding under its present name: names it had}.
 
     def read_file(self, name, folders):
-        """Reads a file from the first of some folders that has it."""
+        """Reads a file from the first of some folders that has it.
+
+        Returns:
+            str, the path at which it was found.
+        """
         name = os.path.expanduser(name)
-        places = list(dict.fromkeys(os.path.join(f, name) for f in folders))
+        places = list(dict.fromkeys(_places(name, folders)))
         path = next(filter(os.path.isfile, places), None)
         if path is None:
+            hint = _did_you_mean(
+                pathlib.Path(name).stem, _beside(places), ".gin"
+            )
             raise FileNotFoundError(
-                f"There is no file {name}. Looked for: {', '.join(places)}"
+                f"There is no file {name}.{hint} Looked for: "
+                f"{', '.join(places)}"
             )
         if os.path.realpath(path) in map(os.path.realpath, self._open):
             way = " includes ".join([*self._open, path])
@@ -130,6 +181,7 @@ class _Reader:
                 file.seek(0)
             self._read(file)
         self._open.pop()
+        return path
 
     def read_text(self, text):
         """Reads statements."""
@@ -207,6 +259,21 @@ def _present_name(name, selector):
 
 def _is_present(name):
     return name not in _FORMER_NAMES
+
+
+def _places(name, folders):
+    """Yields where a file of some name may be, in the order of the folders."""
+    for folder in folders:
+        yield os.path.join(folder, name)
+        if folder == SHIPPED and name.startswith("gin/"):
+            yield os.path.join(folder, name.removeprefix("gin/"))
+
+
+def _beside(places):
+    """Yields the stems of the gin files that are where one was looked for."""
+    for folder in dict.fromkeys(map(os.path.dirname, places)):
+        for path in pathlib.Path(folder).glob("*.gin"):
+            yield path.stem
 
 
 def _find_modules_in(folder):
