@@ -377,6 +377,46 @@ def test_a_layer_named_by_the_user():
         models.initialize_from(model, theirs, weight_names={"conv9": "other"})
 
 
+def test_a_layer_of_a_file_of_keras_named_by_the_user(tmp_path):
+    source, model = randomize(mixed()), mixed()
+    source.save_weights(tmp_path / "p.weights.h5")
+    conv, last = (model.weights[i].path.rpartition("/")[0] for i in (0, 7))
+    names = {conv: "layers/conv2d", last: "layers/conv2d_1"}
+    path = tmp_path / "p.weights.h5"
+    report = models.initialize_from(model, path, weight_names=names)
+    assert report.copied == {
+        f"{conv}/kernel": "layers/conv2d/vars/0",
+        f"{last}/kernel": "layers/conv2d_1/vars/0",
+    }
+    np.testing.assert_array_equal(model.weights[7], source.weights[7])
+    names = {conv: "layers/conv"}
+    with pytest.raises(UserError, match=r"no weights of 'layers/conv'.*conv2d"):
+        models.initialize_from(model, path, weight_names=names)
+    names = {conv: "layers/depthwise_conv2d"}
+    with pytest.raises(UserError, match="2 weights in .*, and the model 1"):
+        models.initialize_from(model, path, weight_names=names)
+
+
+def test_sorted_weights_are_not_taken_for_those_of_an_order(tmp_path):
+    """Numbered by Keras, and sorted, the tenth comes before the second."""
+
+    def build(first):
+        x = images = keras.Input((4, 4, 3))
+        for i in range(first, first + 12):
+            x = layers.Conv2D(3, 1, use_bias=False, name=f"conv2d_{i}")(x)
+        x = layers.GlobalAveragePooling2D()(x)
+        return keras.Model(images, layers.Dense(2, name="out")(x))
+
+    source, model = randomize(build(1)), build(31)
+    path = tmp_path / "p.safetensors"
+    safetensors.numpy.save_file(models.named_weights(source), path)
+    with pytest.raises(UserError, match="0 of 12 weights match"):
+        models.initialize_from(model, path)
+    write_safetensors(source, path)
+    models.initialize_from(model, path, head=())
+    assert_like(model, source)
+
+
 def test_named_layers_are_found_among_others():
     """By their own names, never by those that Keras numbers."""
 

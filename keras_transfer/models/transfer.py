@@ -128,7 +128,8 @@ def initialize_from(
     if weight_names:
         pairs = _chosen(target, theirs, layout, weight_names)
     else:
-        pairs = _found(target, theirs, their_head, layout)
+        ordered = getattr(opened, "ordered", True)
+        pairs = _found(target, theirs, their_head, layout, ordered)
         their_head |= {pairs[p] for p in target.heads_paths if p in pairs}
         pairs = {path: pairs[path] for path in target.body if path in pairs}
         _check_fit(target, theirs, their_head, pairs, described)
@@ -241,7 +242,7 @@ def _classifies(layer, model):
 # Which of their weights is which of ours.
 
 
-def _found(target, theirs, their_head, layout):
+def _found(target, theirs, their_head, layout, ordered):
     """Returns {path: name}, of the head as well where that is told by name."""
     if layout == "torch":
         return names.torch_names(target.variables, theirs)
@@ -256,10 +257,10 @@ def _found(target, theirs, their_head, layout):
         heads = set(left) - set(ours)
         if heads <= set(target.heads_paths) or _are_heads(heads):
             return by_path
-    for candidates in _without_head(left, their_head):
+    for candidates in _without_head(left, their_head) if ordered else ():
         if _fits(target, ours, candidates, theirs):
             return dict(zip(ours, candidates, strict=False))
-    return _by_name(target, ours, left)
+    return _by_name(ours, left, ordered)
 
 
 def _without_head(left, their_head):
@@ -286,7 +287,7 @@ def _fits(target, ours, candidates, theirs):
     )
 
 
-def _by_name(target, ours, left):
+def _by_name(ours, left, ordered):
     """Matches what the user named, layer by layer."""
     groups = {}
     for name in left:
@@ -303,7 +304,7 @@ def _by_name(target, ours, left):
         found = groups[layer]
         if set(found) & set(paths):
             pairs |= {paths[k]: found[k] for k in paths if k in found}
-        elif len(found) == len(paths):
+        elif ordered and len(found) == len(paths):
             # Other names of old: conv1_W_1.
             pairs |= dict(zip(paths.values(), found.values(), strict=True))
     return pairs
@@ -351,15 +352,19 @@ def _chosen(target, theirs, layout, weight_names):
 
 
 def _of_layer(paths, prefix, theirs, layout):
-    separator = "." if layout == "torch" else "/"
-    inside = [n for n in theirs if n.startswith(prefix + separator)]
-    inside = [n for n in inside if _counts(n)]
     if layout == "torch":
-        found = {
+        return {
             path: f"{prefix}.{names.torch_name(path.rpartition('/')[2])}"
             for path in paths
         }
-        return found
+    starts = f"{prefix}/", f"{prefix}/vars/"
+    inside = [n for n in theirs if f"{n.rpartition('/')[0]}/" in starts]
+    if not inside:
+        raise UserError(
+            f"The source has no weights of {prefix!r}. Received: "
+            f"weight_names={{{paths[0].rpartition('/')[0]!r}: {prefix!r}}}; it "
+            f"has {_listed(theirs)}."
+        )
     if len(inside) != len(paths):
         raise UserError(
             f"The source has {len(inside)} weights in {prefix!r}, and the "

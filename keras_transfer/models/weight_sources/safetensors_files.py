@@ -39,8 +39,8 @@ def read(path):
         UserError: if it is damaged.
     """
     with damaged(path, "a safetensors file"):
-        named = _ordered(path.read_bytes())
-        return Weights(named, path, _layout(named))
+        named, ordered = _named(path.read_bytes())
+        return Weights(named, path, _layout(named), ordered=ordered)
 
 
 def is_directory(path):
@@ -53,10 +53,11 @@ def read_directory(path):
     named = {}
     for file in sorted(path.glob("*.safetensors")):
         named |= read(file)
-    return Weights(named, path, _layout(named))
+    return Weights(named, path, _layout(named), ordered=False)
 
 
-def _ordered(content):
+def _named(content):
+    """Returns {name: array}, and whether they are in the network's order."""
     found = {
         name: np.frombuffer(value["data"], _DTYPES[value["dtype"]]).reshape(
             value["shape"]
@@ -66,8 +67,10 @@ def _ordered(content):
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     metadata = header.pop("__metadata__", None) or {}
-    order = json.loads(metadata["order"]) if "order" in metadata else header
-    return {name: found[name] for name in order}
+    # Others sort what they write, by type and name.
+    ordered = "order" in metadata
+    order = json.loads(metadata["order"]) if ordered else header
+    return {name: found[name] for name in order}, ordered
 
 
 def _layout(named):

@@ -29,7 +29,8 @@ def read(path):
             "into its graph. Give what it was exported from."
         )
     with damaged(path, "a SavedModel"):
-        return Weights(_read(path / "variables" / "variables"), path)
+        named, ordered = _read(path / "variables" / "variables")
+        return Weights(named, path, ordered=ordered)
 
 
 def _read(path):
@@ -52,11 +53,11 @@ def _read(path):
         while name in named:
             name = f"{attribute.full_name}#{next(numbers)}"
         named[name] = checkpoint.get_tensor(attribute.checkpoint_key)
-    return named
+    owners = {owner for (owner, _), _ in listed or found}
+    return named, owners <= {"variables", "_layers", "_operations"}
 
 
 def _place(key):
-    """Returns the list that a key is of, and its number there."""
-    owner, _, rest = key.partition("/")
-    number = rest.partition("/")[0]
-    return owner, int(number) if number.isdigit() else 0
+    """Returns the list that a key is of, and its numbers there."""
+    owner, *rest = key.split("/")
+    return owner, [int(part) for part in rest if part.isdigit()]

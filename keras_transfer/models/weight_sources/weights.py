@@ -17,6 +17,8 @@ class Weights(dict):
             trained on, in units of pixel / 255; None if the source does not
             tell.
         std: their standard deviation, like `mean`.
+        ordered: bool, whether they come in the order of the network's layers,
+            not sorted by name, say.
     """
 
     def __init__(
@@ -26,11 +28,13 @@ class Weights(dict):
         layout="keras",
         mean=None,
         std=None,
+        ordered=True,
     ):
         super().__init__(named)
         self.source = str(source)
         self.layout = layout
         self.mean, self.std = mean, std
+        self.ordered = ordered
 
 
 @contextlib.contextmanager
