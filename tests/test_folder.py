@@ -248,6 +248,20 @@ def test_layout_mistakes_are_named(root):
         load()
 
 
+def test_names_that_are_not_utf8_are_written_out(root):
+    for split in ("train", "test"):
+        folder = os.fsencode(root / split)
+        os.rename(folder + b"/dog", folder + b"/d\xf6g $x$")
+    dataset = data.load("folder", 8, data_dir=str(root))
+    assert dataset.info.class_names == ("cat", "d\\xf6g $x$")
+    assert dataset.info.num_train == 12
+    os.rename(folder, os.fsencode(root) + b"/\xf6")
+    with pytest.raises(UserError, match="not UTF-8"):
+        data.load(
+            "folder", 8, data_dir=os.fsdecode(os.fsencode(root) + b"/\xf6")
+        )
+
+
 def test_files_are_decoded_once_in_a_process(root, monkeypatch):
     calls = _count_decodes(monkeypatch)
     first = data.load("folder", 8, data_dir=str(root))

@@ -181,3 +181,26 @@ def test_a_factory_of_ones_own_inherits_it_too():
     again = _again(name, arguments, info=made.info)
     assert (again.info.mean, again.info.std) == ((0.2,), (0.1,))
     assert _again(name, arguments).info.mean == (0.5,)
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("os.system", {"command": "touch {}"}),
+        ("subprocess.getoutput", {"cmd": "touch {}"}),
+        ("pathlib.Path.touch", {"self": "{}"}),
+        ("tensorflow.io.gfile.makedirs", {"path": "{}"}),
+        ("tensorflow.python.lib.io.file_io.recursive_create_dir_v2", {}),
+        ("keras_transfer.files.write_text", {"path": "{}", "text": "x"}),
+        ("train", {"work_dir": "{}"}),
+        ("numpy.save", {"file": "{}", "arr": 0}),
+    ],
+)
+def test_a_record_calls_no_function_but_ones_own(tmp_path, name, arguments):
+    import subprocess  # noqa: F401, so that it is there to be called.
+
+    target = tmp_path / "made"
+    arguments = {k: str(v).format(target) for k, v in arguments.items()}
+    with pytest.raises(UserError, match="not known here"):
+        data.rebuild(name, arguments)
+    assert not target.exists()

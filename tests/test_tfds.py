@@ -133,6 +133,112 @@ def test_at_most_so_many_of_a_split_drawn_by_seed(domainnet_dir, tmp_path):
     assert (drawn.info.num_train, drawn.info.num_test) == (8, 6)
 
 
+@pytest.mark.parametrize(
+    "train, test", [("train", "train[9:]"), ("train[:7]", "train[6:]")]
+)
+def test_splits_that_overlap_are_refused(domainnet_dir, tmp_path, train, test):
+    with pytest.raises(UserError, match="overlap.*train_split"):
+        _load(
+            "domainnet/real",
+            domainnet_dir[0],
+            tmp_path,
+            train_split=train,
+            test_split=test,
+        )
+
+
+@pytest.fixture(scope="module")
+def array_record_dir(tmp_path_factory):
+    """A data set of our own, stored as ArrayRecord."""
+    pytest.importorskip("array_record")
+    root = tmp_path_factory.mktemp("array_record")
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8)
+    labels = np.arange(9) % 2
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(8, 8, 3)),
+            "label": tfds.features.ClassLabel(names=["x", "y"]),
+        }
+    )
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="mini",
+        version="1.0.0",
+        features=features,
+        split_datasets={
+            split: tf.data.Dataset.from_tensor_slices(
+                {"image": images[part], "label": labels[part]}
+            )
+            for split, part in (("train", slice(6)), ("test", slice(6, 9)))
+        },
+        data_dir=str(root),
+        file_format="array_record",
+    )
+    path = root / "mini" / "1.0.0" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    # The helper has no argument for it.
+    keys = [{"featureKey": "image"}, {"featureKey": "label"}]
+    path.write_text(
+        json.dumps(info | {"supervisedKeys": {"tuple": {"items": keys}}})
+    )
+    return root, images, labels
+
+
+@pytest.mark.parametrize("keep", ["decoded", "encoded"])
+def test_array_records_are_read(array_record_dir, tmp_path, keep):
+    root, images, labels = array_record_dir
+    dataset = _load(
+        "mini", root, tmp_path, keep=keep, image_size=8, resize=None
+    )
+    found = {
+        image.tobytes(): label
+        for split in (dataset.train, dataset.test)
+        for image, label in zip(
+            split.raw_images(np.arange(len(split))), split.labels, strict=True
+        )
+    }
+    assert found == {
+        image.tobytes(): label
+        for image, label in zip(images, labels, strict=True)
+    }
+    part = _load(
+        "mini",
+        root,
+        tmp_path,
+        image_size=8,
+        resize=None,
+        train_split="train[:4]",
+        test_split="train[4:]",
+    )
+    assert (part.info.num_train, part.info.num_test) == (4, 2)
+
+
+def test_array_records_that_cannot_be_read_are_a_sentence(
+    array_record_dir, tmp_path, monkeypatch
+):
+    def missing(*_, **__):
+        raise ImportError("No module named array_record")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_data_source", missing)
+    with pytest.raises(UserError, match="ArrayRecord.*array_record"):
+        _load("mini", array_record_dir[0], tmp_path, image_size=8, resize=None)
+
+
+@pytest.mark.parametrize(
+    "name, data_dir",
+    [
+        ("huggingface:glue", None),
+        ("cifar10", "gs://somewhere/of/a/stranger"),
+        ("cifar10", "nothing is here"),
+    ],
+)
+def test_a_record_has_nothing_fetched(tmp_path, name, data_dir, monkeypatch):
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", None)
+    if data_dir and "://" not in data_dir:
+        data_dir = str(tmp_path)
+    with pytest.raises(UserError, match="not fetched"):
+        data.rebuild("load", {"name": name, "data_dir": data_dir})
+
+
 @pytest.mark.parametrize("name", ["imagenet2012", "domainnet/quickdraw"])
 @pytest.mark.parametrize("keep", ["encoded", "decoded"])
 def test_tfds_mock_data(name, keep, tmp_path, monkeypatch):

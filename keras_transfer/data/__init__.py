@@ -9,9 +9,10 @@ from keras_transfer.data.augment import (
     random_resized_crop,
 )
 from keras_transfer.data.examples import Examples, ExampleSplit
+from keras_transfer.data.fingerprint import differences
 from keras_transfer.data.loading import count, load
 from keras_transfer.data.pipeline import Dataset, Split
-from keras_transfer.data.preprocessing import Info, preprocess
+from keras_transfer.data.preprocessing import Info, check_info, preprocess
 from keras_transfer.data.rebuilding import describe, rebuild
 from keras_transfer.data.shuffle import (
     block_shuffle,
@@ -28,8 +29,10 @@ __all__ = [
     "Split",
     "block_shuffle",
     "channel_shuffle",
+    "check_info",
     "count",
     "describe",
+    "differences",
     "from_arrays",
     "load",
     "pixel_shuffle",

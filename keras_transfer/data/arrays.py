@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.cache import Images
+from keras_transfer.data.cache import Images, contents_of
 from keras_transfer.data.labels import read_labels
 from keras_transfer.data.pipeline import Dataset, Split
 from keras_transfer.data.preprocessing import (
@@ -135,7 +135,8 @@ def fit_array(array, fit, memory_budget):
     for start in range(0, len(array), _CHUNK):
         part = tf.constant(array[start : start + _CHUNK])
         fitted[start : start + _CHUNK] = fit(part)
-    return Images(fitted)
+    # Resized they may differ in a level from one machine to another.
+    return Images(fitted, contents=contents_of(array))
 
 
 def _pair(pair, split):

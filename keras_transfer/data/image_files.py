@@ -2,6 +2,10 @@
 
 What is the same in every epoch is decoded once and kept (`decode`). What is cut
 from the whole image at random is decoded afresh every time (`FileDataset`).
+
+Pixels are used as they are stored, as by Pillow's `Image.open`: images that
+EXIF wants turned are not turned, but counted. Of 16 bits a channel the upper
+8 are used, which suits no images of 12 bits: these are refused.
 """
 
 import dataclasses
@@ -14,17 +18,30 @@ import tensorflow as tf
 from absl import logging
 
 from keras_transfer.data.augment import augment
-from keras_transfer.data.cache import cached, store
+from keras_transfer.data.cache import (
+    ReadingFailed,
+    cached,
+    load_arrays,
+    save_arrays,
+    store,
+)
+from keras_transfer.data.image_headers import read_header
 from keras_transfer.data.pipeline import Dataset, Split, mix
-from keras_transfer.data.preprocessing import Fit, normalize
+from keras_transfer.data.preprocessing import (
+    MAX_PIXELS,
+    MAX_RATIO,
+    Fit,
+    convert_channels,
+    has_usual_sides,
+    normalize,
+    to_uint8,
+)
 from keras_transfer.data.streams import PARALLEL_CALLS, prefetch
 from keras_transfer.errors import UserError
 
 _BATCH = 64  # Images handed from tf.data to Python at a time.
-# Every core holds such an image as bytes and as float32 while it is resized.
-_MAX_PIXELS = 2**26
-# The shorter side is resized to what the model sees, the longer one with it.
-_MAX_RATIO = 100
+# A value of 16-bit data that all use of it leaves unreached.
+_HALF_OF_16_BITS = 2**15
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +57,9 @@ class ImageFiles:
         offset: int64 [n], where in the file it begins, in bytes; None if
             images are whole files.
         length: int64 [n], how long it is, in bytes; None likewise.
+        contents: uint64 [n], numbers that change with each image's bytes; None
+            before they were read.
+        max_pixels: of how many pixels an image is decoded at most.
     """
 
     paths: tuple[str, ...]
@@ -47,6 +67,8 @@ class ImageFiles:
     file: np.ndarray
     offset: np.ndarray | None = None
     length: np.ndarray | None = None
+    contents: np.ndarray | None = None
+    max_pixels: int = MAX_PIXELS
 
     in_memory = False
 
@@ -72,27 +94,45 @@ class ImageFiles:
         """Returns the images of the given rows (integer array [m])."""
         rows = np.asarray(rows, np.int64)
         text = self.digest.encode() + rows.tobytes()
-        return ImageFiles(
-            self.paths,
-            hashlib.sha256(text).hexdigest(),
-            self.file[rows],
-            None if self.offset is None else self.offset[rows],
-            None if self.length is None else self.length[rows],
+        arrays = {
+            name: None if array is None else array[rows]
+            for name, array in self._arrays.items()
+        }
+        return dataclasses.replace(
+            self, digest=hashlib.sha256(text).hexdigest(), **arrays
+        )
+
+    def limited(self, max_pixels):
+        """Returns these images, of at most so many pixels each."""
+        text = f"{self.digest} {max_pixels}"
+        return dataclasses.replace(
+            self,
+            digest=hashlib.sha256(text.encode()).hexdigest(),
+            max_pixels=max_pixels,
         )
 
     def concatenate(self, other):
         """Returns these images followed by others of the same source."""
         both = hashlib.sha256((self.digest + other.digest).encode())
-        pairs = [
-            (self.offset, other.offset),
-            (self.length, other.length),
-        ]
-        return ImageFiles(
-            self.paths + other.paths,
-            both.hexdigest(),
-            np.concatenate([self.file, other.file + len(self.paths)]),
-            *(None if a is None else np.concatenate([a, b]) for a, b in pairs),
+        shifted = other._arrays | {"file": other.file + len(self.paths)}
+        arrays = {
+            name: None if array is None else np.concatenate([array, others])
+            for (name, array), others in zip(
+                self._arrays.items(), shifted.values(), strict=True
+            )
+        }
+        return dataclasses.replace(
+            self,
+            paths=self.paths + other.paths,
+            digest=both.hexdigest(),
+            **arrays,
         )
+
+    @property
+    def _arrays(self):
+        """What there is of each image."""
+        names = ("file", "offset", "length", "contents")
+        return {name: getattr(self, name) for name in names}
 
     def name(self, row):
         """Returns words for one image, for messages."""
@@ -117,6 +157,17 @@ class ImageFiles:
             self._read_stretch, [row], tf.string, stateful=False
         )
         return tf.ensure_shape(content, [])
+
+    def read_now(self, row):
+        """Reads one image's bytes.
+
+        Raises:
+            OSError: if that cannot be.
+        """
+        if self.offset is not None:
+            return self._read_stretch(row)
+        with open(self.paths[self.file[row]], "rb") as file:
+            return file.read()
 
     def _read_stretch(self, row):
         with open(self.paths[self.file[row]], "rb", buffering=0) as file:
@@ -160,9 +211,9 @@ def decode(images, fit, on_damaged, memory_budget, cache_dir=None):
     Raises:
         UserError: if there are damaged images and `on_damaged` is "error".
     """
-    decoded, valid = _decoded(images, fit, memory_budget, cache_dir)
-    _report_damaged(images, valid, on_damaged)
-    return decoded, valid
+    decoded, found = _decoded(images, fit, memory_budget, cache_dir)
+    _report(images, found, on_damaged)
+    return decoded, found["valid"]
 
 
 def check(images, on_damaged, cache_dir=None):
@@ -174,31 +225,37 @@ def check(images, on_damaged, cache_dir=None):
         cache_dir: where the answer is kept, as in `cached`.
 
     Returns:
-        bool [len(images)], False for damaged images.
+        images: the `ImageFiles`, with their `contents`.
+        valid: bool [len(images)], False for damaged images.
 
     Raises:
-        UserError: if there are damaged images and `on_damaged` is "error".
+        UserError: if there are damaged images and `on_damaged` is "error", or
+            images cannot be read.
     """
 
     def write(folder):
-        valid = np.zeros(len(images), bool)
-        stream = _read_all(
-            images, lambda x: tf.shape(decode_image(x)), "Checking images"
+        found, read = (
+            _nothing_found(images),
+            _read_all(
+                images, lambda x: tf.shape(decode_image(x)), "Checking images"
+            ),
         )
-        for rows, _ in stream:
-            valid[rows] = True
-        np.save(folder / "valid.npy", valid)
-
-    def read(folder):
-        valid = np.load(folder / "valid.npy", allow_pickle=False)
-        if (valid.shape, valid.dtype) != ((len(images),), np.bool_):
-            raise ValueError(f"validity is {valid.dtype} {valid.shape}")
-        return valid
+        for rows, facts, _ in read:
+            _note(found, rows, facts)
+        _check_readable(images, found["valid"])
+        save_arrays(folder, found)
 
     key = ["valid", images.digest]
-    valid = cached(key, write, read, len(images), cache_dir)
-    _report_damaged(images, valid, on_damaged)
-    return valid
+    found = cached(
+        key,
+        write,
+        lambda folder: load_arrays(folder, len(images)),
+        len(images),
+        cache_dir,
+    )
+    _report(images, found, on_damaged)
+    images = dataclasses.replace(images, contents=found["contents"])
+    return images, found["valid"]
 
 
 # Four: source and target domain may be in use in turn.
@@ -214,27 +271,75 @@ def _decoded(images, fit, memory_budget, cache_dir):
 
 
 def _fill(array, images, fit):
-    """Decodes all images into `array`; returns which could be decoded."""
-    valid = np.zeros(len(images), bool)
-    stream = _read_all(
-        images,
-        lambda x: fit(decode_image(x, fit.decoded_channels)),
-        "Decoding images",
+    """Decodes all images into `array`; returns what was found out of each."""
+    found, read = (
+        _nothing_found(images),
+        _read_all(
+            images,
+            lambda x: fit(decode_image(x, fit.decoded_channels)),
+            "Decoding images",
+        ),
     )
-    for rows, decoded in stream:
+    for rows, facts, decoded in read:
         array[rows] = decoded
-        valid[rows] = True
-    return valid
+        _note(found, rows, facts)
+    _check_readable(images, found["valid"])
+    return found
+
+
+def _nothing_found(images):
+    """Returns what is known of images of which none could be decoded.
+
+    Returns:
+        {name: array [n]}: "valid", whether it can be decoded; "contents", a
+        number that changes with its bytes; "turned", whether EXIF wants it
+        turned; "largest", its largest value if it has 16 bits, else -1.
+    """
+    number = len(images)
+    return {
+        "valid": np.zeros(number, bool),
+        "contents": np.zeros(number, np.uint64),
+        "turned": np.zeros(number, bool),
+        "largest": np.full(number, -1, np.int32),
+    }
+
+
+def _note(found, rows, facts):
+    found["valid"][rows] = True
+    for name, values in facts.items():
+        found[name][rows] = values
 
 
 def _read_all(images, function, description):
-    """Yields (rows, `function` of their bytes) without those it fails for."""
+    """Reads all images once, without those that cannot be decoded.
+
+    Yields:
+        rows, {fact: array} as in `_nothing_found`, and results of `function` of
+        their bytes.
+    """
     from tqdm import tqdm
+
+    def header(content):
+        read = read_header(content, images.max_pixels)
+        sides = (0, 0) if read.problem else (read.height, read.width)
+        return np.array([*sides, read.is_turned, read.is_deep], np.int64)
 
     def load(row):
         content = images.read(row)
-        with tf.control_dependencies([_check_size(content)]):
-            return row, function(tf.identity(content))
+        told = tf.numpy_function(header, [content], tf.int64, stateful=False)
+        told = tf.ensure_shape(told, [4])
+        with tf.control_dependencies(
+            [_check_size(content, told[:2], images.max_pixels)]
+        ):
+            content = tf.identity(content)
+        facts = {
+            "contents": tf.strings.to_hash_bucket_fast(content, 2**63 - 1),
+            "turned": told[2] > 0,
+            "largest": tf.cond(
+                told[3] > 0, lambda: _largest(content), lambda: -1
+            ),
+        }
+        return row, facts, function(content)
 
     dataset = tf.data.Dataset.range(len(images)).map(
         load, num_parallel_calls=PARALLEL_CALLS, deterministic=False
@@ -249,9 +354,16 @@ def _read_all(images, function, description):
         disable=None,
         leave=None,
     ) as progress:
-        for rows, results in dataset.as_numpy_iterator():
-            yield rows, results
+        for rows, facts, results in dataset.as_numpy_iterator():
+            yield rows, facts, results
             progress.update(len(rows))
+
+
+def _largest(content):
+    # Without alpha, which always reaches the largest value there is.
+    return tf.cast(
+        tf.reduce_max(tf.io.decode_png(content, 3, tf.uint16)), tf.int32
+    )
 
 
 def decode_image(content, channels=3):
@@ -264,74 +376,145 @@ def decode_image(content, channels=3):
     Returns:
         uint8 [height, width, channels].
     """
-    return tf.io.decode_image(
-        content, channels=channels, expand_animations=False
+    image = tf.cond(
+        tf.strings.substr(content, 0, 2) == b"BM",
+        lambda: _decode_bmp(content, channels),
+        lambda: tf.io.decode_image(
+            content, channels=channels, expand_animations=False
+        ),
     )
+    return tf.ensure_shape(image, [None, None, channels])
 
 
-def _check_size(content):
+def _decode_bmp(content, channels):
+    """Decodes a BMP, whose pixels may be numbers of colours in a palette."""
+    image = tf.io.decode_bmp(content, channels=0)
+    image = tf.cond(
+        tf.shape(image)[-1] == 1,
+        lambda: tf.gather(_palette(content), tf.cast(image[..., 0], tf.int32)),
+        lambda: image[..., :3],
+    )
+    image = tf.ensure_shape(image, [None, None, 3])
+    return to_uint8(convert_channels(image, channels))
+
+
+def _palette(content):
+    """Returns the colours of a BMP of 8 bits a pixel, uint8 [256, 3]."""
+
+    def number(position):
+        octets = tf.strings.substr(content, position, 4)
+        return tf.reshape(tf.io.decode_raw(octets, tf.int32), [])
+
+    start = 14 + number(14)
+    # What lies between the header and the pixels, 4 bytes a colour.
+    count = tf.clip_by_value((number(10) - start) // 4, 0, 256)
+    octets = tf.io.decode_raw(
+        tf.strings.substr(content, start, 4 * count), tf.uint8
+    )
+    colours = tf.reshape(octets, [-1, 4])[:, 2::-1]
+    colours = tf.pad(colours, [[0, 256 - tf.shape(colours)[0]], [0, 0]])
+    gray = tf.cast(tf.repeat(tf.range(256)[:, None], 3, axis=1), tf.uint8)
+    return tf.where(count > 0, colours, gray)
+
+
+def _check_size(content, sides, max_pixels):
     """Returns an operation that fails for an image that is too large.
 
-    A file of a few KB can hold more pixels than there is memory for, so its
-    header is asked before it is decoded.
+    Args:
+        content: scalar string tensor.
+        sides: int64 [2], height and width as its header tells them.
+        max_pixels: how many pixels it may have.
     """
     sides = tf.cond(
         tf.io.is_jpeg(content),
         lambda: tf.cast(tf.io.extract_jpeg_shape(content)[:2], tf.int64),
-        lambda: _sides_in_header(content),
+        lambda: sides,
     )
-    shorter, longer = tf.reduce_min(sides), tf.reduce_max(sides)
-    # A quotient: the product of two sides of 32 bits could overflow.
-    fits = (shorter > 0) & (longer <= _MAX_RATIO * shorter)
-    fits &= longer <= _MAX_PIXELS // tf.maximum(shorter, 1)
-    return tf.debugging.Assert(fits, [sides])
+    return tf.debugging.Assert(has_usual_sides(sides, max_pixels), [sides])
 
 
-def _sides_in_header(content):
-    """Returns the sides, int64 [2], that a PNG, GIF or BMP claims to have."""
-    start = tf.strings.substr(content, 0, 26)
-    # Shorter files get zeros, which no image has for a side.
-    padded = tf.strings.join([start, tf.constant(bytes(26))])
-    octets = tf.cast(tf.io.decode_raw(padded, tf.uint8), tf.int64)
+def _check_readable(images, valid):
+    """Raises a `ReadingFailed` if an image was not decoded for not being read.
 
-    def number(first, powers):
-        part = octets[first : first + len(powers)]
-        return tf.reduce_sum(part * np.array(powers, np.int64))
-
-    upwards = [1, 2**8, 2**16, 2**24]
-    downwards = upwards[::-1]
-    png = tf.stack([number(16, downwards), number(20, downwards)])
-    gif = tf.stack([number(6, upwards[:2]), number(8, upwards[:2])])
-    height = number(22, upwards)
-    # Rows from top to bottom are told by a negative height.
-    bmp = tf.stack([number(18, upwards), tf.minimum(height, 2**32 - height)])
-    is_gif = tf.strings.substr(padded, 0, 3) == b"GIF"
-    is_bmp = tf.strings.substr(padded, 0, 2) == b"BM"
-    return tf.where(is_gif, gif, tf.where(is_bmp, bmp, png))
+    It may be read tomorrow, and must not be taken for damaged then.
+    """
+    unreadable = []
+    for row in np.flatnonzero(~valid):
+        try:
+            images.read_now(row)
+        except OSError as error:
+            unreadable.append(f"{images.name(row)} ({error.strerror})")
+    if unreadable:
+        raise ReadingFailed(
+            f"{len(unreadable)} of {len(images)} images cannot be read. "
+            f"Received: {some(unreadable)}. See that they may be read, or "
+            "remove them, and run the same command again."
+        )
 
 
-def _report_damaged(images, valid, on_damaged):
+def _report(images, found, on_damaged):
+    """Tells of images that are left out, or other than they seem."""
     if on_damaged not in ("error", "skip"):
         raise UserError(
             "on_damaged must be 'error' or 'skip'. "
             f"Received: on_damaged={on_damaged!r}."
         )
-    damaged = [images.name(i) for i in np.flatnonzero(~valid)]
-    if damaged and on_damaged == "error":
+    damaged = np.flatnonzero(~found["valid"])
+    if len(damaged):
+        _report_damaged(images, damaged, on_damaged)
+    _check_depth(images, found["largest"])
+    turned = np.count_nonzero(found["turned"])
+    if turned:
+        logging.warning(
+            "%d of %d images are marked as turned or mirrored (EXIF "
+            "orientation). They are used as they are stored; to have them "
+            "upright, turn the files.",
+            turned,
+            len(images),
+        )
+
+
+def _report_damaged(images, damaged, on_damaged):
+    named = some([_described(images, row) for row in damaged])
+    if on_damaged == "error":
         raise UserError(
-            f"{len(damaged)} of {len(valid)} files cannot be decoded as "
-            f"images. Received: {some(damaged)}. Repair or remove them (what "
-            "can be decoded is JPEG, PNG, BMP and GIF, of at most "
-            f"{_MAX_PIXELS // 10**6} million pixels, one side at most "
-            f"{_MAX_RATIO} times the other), or set on_damaged='skip' to go "
+            f"{len(damaged)} of {len(images)} files cannot be decoded as "
+            f"images. Received: {named}. Repair or remove them (what can be "
+            "decoded is JPEG, PNG, GIF, and BMP of 8, 24 or 32 bits, of at "
+            f"most load.max_pixels={images.max_pixels}, one side at most "
+            f"{MAX_RATIO} times the other), or set on_damaged='skip' to go "
             "on without them."
         )
-    if damaged:
-        logging.warning(
-            "Skipped %d of %d files that cannot be decoded as images: %s",
-            len(damaged),
-            len(valid),
-            some(damaged),
+    logging.warning(
+        "Skipped %d of %d files that cannot be decoded as images: %s",
+        len(damaged),
+        len(images),
+        named,
+    )
+
+
+def _described(images, row):
+    """Returns words for an image that cannot be decoded."""
+    header = read_header(images.read_now(row), images.max_pixels)
+    sides = sorted((header.height, header.width))
+    problem, name = header.problem, images.name(row)
+    if any(sides) and not has_usual_sides(sides, images.max_pixels):
+        problem = problem or f"{header.width} x {header.height} pixels"
+    return f"{name} ({problem})" if problem else name
+
+
+def _check_depth(images, largest):
+    """Raises a `UserError` if 16-bit images use few of their 16 bits."""
+    deep = np.flatnonzero(largest >= 0)
+    top = largest.max(initial=-1)
+    if 0 < top < _HALF_OF_16_BITS:
+        bits = int(top).bit_length()
+        raise UserError(
+            f"{len(deep)} of {len(images)} images have 16 bits a channel and "
+            f"no value above {top}, as images of {bits} bits have: of 16 bits "
+            "the upper 8 are used, and little would be left. Received: "
+            f"{some([images.name(row) for row in deep])}. Multiply their "
+            f"values by {2 ** (16 - bits)}, or save them with 8 bits."
         )
 
 

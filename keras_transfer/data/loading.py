@@ -19,6 +19,7 @@ from keras_transfer.data.image_files import (
 )
 from keras_transfer.data.pipeline import Dataset, Split
 from keras_transfer.data.preprocessing import (
+    MAX_PIXELS,
     Fit,
     Info,
     check_sizes,
@@ -55,6 +56,7 @@ def load(
     test_split: str | None = None,
     split_size: int | None = None,
     split_seed: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
     """Loads a dataset by name.
 
@@ -107,6 +109,8 @@ def load(
             without regard to classes; for chexpert, the size of either split.
             None for all.
         split_seed: seed of that draw: NumPy's `RandomState`.
+        max_pixels: how many pixels an image file may have to be decoded: one of
+            a few KB may have more than there is memory for.
 
     Returns:
         A `Dataset`.
@@ -115,6 +119,12 @@ def load(
         UserError: if an argument or the data do not allow it.
     """
     arguments = dict(locals())
+    if data_dir is not None and not _is_text(data_dir):
+        raise UserError(
+            "The name of a data folder is text. Received: data_dir="
+            f"{data_dir!r}, which is not UTF-8; rename it, or make a symbolic "
+            "link to it."
+        )
     if data_dir is not None and "://" not in data_dir:
         data_dir = os.path.abspath(user_path(data_dir, "load.data_dir"))
         arguments["data_dir"] = data_dir
@@ -129,6 +139,7 @@ def load(
         on_damaged=on_damaged,
         memory_budget=memory_budget,
         cache_dir=cache_dir,
+        max_pixels=max_pixels,
     )
     if source.needs_every_class:
         _check_classes(train.labels, found.class_names, data_dir)
@@ -208,9 +219,14 @@ def _check_arguments(
     seed,
     shuffle_seed,
     split_seed,
+    max_pixels,
     **others,
 ):
     check_sizes(image_size, resize, channels)
+    if max_pixels < 1:
+        raise UserError(
+            f"An image has at least 1 pixel. Received: max_pixels={max_pixels}."
+        )
     seeds = {
         "seed": seed,
         "shuffle_seed": shuffle_seed,
@@ -243,6 +259,14 @@ def _check_arguments(
             f"{', '.join(unheeded)}; leave this out, and for fewer training "
             "examples set num_train."
         )
+
+
+def _is_text(name):
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _has_own_normalization(arguments):
@@ -282,15 +306,19 @@ def _fit(found, source, image_size, channels, resize, keep):
     return Fit(source.fit, stored_size, crop, channels or own_channels)
 
 
-def _splits(found, fit, keep, *, on_damaged, memory_budget, cache_dir):
+def _splits(
+    found, fit, keep, *, on_damaged, memory_budget, cache_dir, max_pixels
+):
     """Makes the two splits of what is found, without damaged images."""
     if isinstance(found.images, np.ndarray):
         images = _fitted(_HashedArray(found.images), fit, memory_budget)
         valid = np.ones(len(found.labels), bool)
     else:
         files = _image_files(found.images)
+        if max_pixels != files.max_pixels:
+            files = files.limited(max_pixels)
         if keep == "encoded":
-            valid = check(files, on_damaged, cache_dir)
+            files, valid = check(files, on_damaged, cache_dir)
         else:
             images, valid = decode(
                 files, fit, on_damaged, memory_budget, cache_dir

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from keras_transfer.data.augment import augment, check_augmentation
 from keras_transfer.data.cache import Images, unnamed_file
 from keras_transfer.data.examples import Examples, ExampleSplit
+from keras_transfer.data.fingerprint import fingerprint
 from keras_transfer.data.preprocessing import (
     Info,
     center_crop,
@@ -126,6 +127,11 @@ class Split:
         state = hashlib.blake2b(self.images.digest.encode())
         state.update(np.asarray(self.rows, np.int64).tobytes())
         return state.hexdigest()
+
+    @property
+    def contents(self):
+        """Numbers uint64 [n], one an example, which change with its image."""
+        return np.asarray(self.images.contents, np.uint64)[self.rows]
 
     @functools.cached_property
     def _tensors(self):
@@ -425,6 +431,11 @@ class Dataset:
             self.info.class_names,
             self.info.multi_label,
         )
+
+    @functools.cached_property
+    def fingerprint(self):
+        """Texts that change with images or labels; see `fingerprint`."""
+        return fingerprint({"train": self.train, "test": self.test})
 
     def _split(self, name):
         return {"train": self.train, "test": self.test}[name]

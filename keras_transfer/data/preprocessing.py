@@ -14,6 +14,12 @@ from keras_transfer.data import shuffle as shuffles
 from keras_transfer.data import xray
 from keras_transfer.errors import UserError
 
+# Every core holds such an image as bytes and as float32 while it is resized.
+MAX_PIXELS = 2**26
+# The shorter side is resized to what the model sees, the longer one with it.
+MAX_RATIO = 100
+# Side in pixels; one image of it, as float32, takes 3 GiB.
+_MAX_SIDE = 2**14
 # ITU-R BT.601, the weights of Pillow's and OpenCV's gray conversion.
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -62,6 +68,40 @@ class Info:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
+def check_info(info):
+    """Raises a `ValueError` unless an `Info`, read from a file, can be.
+
+    Args:
+        info: the `Info`.
+    """
+    height, width, _ = info.image_shape
+    whole = [*info.image_shape, info.resize, info.num_train, info.num_test]
+    scale = [*info.mean, *info.std]
+    checks = {
+        "image_shape, resize, num_train or num_test": all(
+            type(x) is int and x >= 0 for x in whole
+        )
+        and min(*info.image_shape, info.resize) >= 1
+        and max(height, width, info.resize) <= _MAX_SIDE,
+        "mean or std": len(info.mean) == len(info.std) == info.image_shape[-1]
+        and all(isinstance(x, (int, float)) for x in scale)
+        and bool(np.isfinite(scale).all())
+        and min(info.std) > 0,
+        "class_names": bool(info.class_names)
+        and all(isinstance(name, str) for name in info.class_names),
+        "fit": info.fit in ("crop", "xray"),
+        "multi_label": isinstance(info.multi_label, bool),
+        "shuffle": info.shuffle in (None, "blocks", "pixels", "channels")
+        and (info.shuffle == "blocks") == (info.block_size is not None),
+        "block_size or shuffle_seed": type(info.block_size or 1) is int
+        and type(info.shuffle_seed) is int
+        and 0 <= info.shuffle_seed < 2**32,
+    }
+    wrong = [name for name, is_right in checks.items() if not is_right]
+    if wrong:
+        raise ValueError(f"its info has an impossible {wrong[0]}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """Gives images of any size the size and channels they are stored with.
@@ -98,11 +138,11 @@ class Fit:
         if len(images.shape) == 3:
             return self(images[None])[0]
         if self.kind == "xray":
-            gray = to_uint8(_convert_channels(images, 1))
+            gray = to_uint8(convert_channels(images, 1))
             images = xray.fit(gray, self.resize)
-            images = _convert_channels(images, self.channels)
+            images = convert_channels(images, self.channels)
         else:
-            images = _convert_channels(images, self.channels)
+            images = convert_channels(images, self.channels)
             images = _resize_and_crop(images, self.resize)
         return to_uint8(center_crop(images, self.crop))
 
@@ -122,8 +162,25 @@ def preprocess(images, info):
 
     Returns:
         float32 [n, h, w, c] with `(h, w, c) = info.image_shape`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: if images are too large or too long.
     """
     size, _, channels = info.image_shape
+    sides = tf.shape(images)[1:3]
+    with tf.control_dependencies(
+        [
+            tf.debugging.Assert(
+                has_usual_sides(sides),
+                [
+                    f"Images have at most {MAX_PIXELS} pixels, and one side at "
+                    f"most {MAX_RATIO} times the other. Received: sides",
+                    sides,
+                ],
+            )
+        ]
+    ):
+        images = tf.identity(images)
     return normalize(Fit(info.fit, info.resize, size, channels)(images), info)
 
 
@@ -265,7 +322,21 @@ def check_sizes(image_size, resize, channels):
         )
 
 
-def _convert_channels(images, channels):
+def has_usual_sides(sides, max_pixels=MAX_PIXELS):
+    """Returns whether an image is small enough to be decoded and resized.
+
+    Args:
+        sides: height and width in pixels, tensors or numbers.
+        max_pixels: how many pixels there may be.
+    """
+    sides = tf.cast(tf.stack(sides), tf.int64)
+    shorter, longer = tf.reduce_min(sides), tf.reduce_max(sides)
+    # A quotient: the product of two sides of 32 bits could overflow.
+    fits = (shorter > 0) & (longer <= MAX_RATIO * shorter)
+    return fits & (longer <= max_pixels // tf.maximum(shorter, 1))
+
+
+def convert_channels(images, channels):
     """Drops alpha, then repeats gray or takes the luma of colour."""
     received = images.shape[-1]
     if received in (2, 4):

@@ -3,7 +3,10 @@
 import functools
 import inspect
 import json
+import os
+import site
 import sys
+import sysconfig
 
 import gin
 from absl import logging
@@ -11,6 +14,7 @@ from absl import logging
 from keras_transfer.config import schema
 from keras_transfer.data.loading import load
 from keras_transfer.data.pipeline import Dataset
+from keras_transfer.data.sources import registry
 from keras_transfer.errors import UserError
 
 
@@ -44,7 +48,10 @@ def describe(factory):
 
 
 def rebuild(factory, arguments, info=None):
-    """Makes a dataset again.
+    """Makes a dataset again, from a record that may be a stranger's.
+
+    Nothing is downloaded, and only functions are called that are the user's own
+    or make data by this package.
 
     Args:
         factory: "load", or as `describe` names it. The module that defines it
@@ -69,7 +76,8 @@ def rebuild(factory, arguments, info=None):
             f"{factory} cannot be called as it was when the data were recorded."
             f" Received: {arguments}. {error}"
         ) from error
-    dataset = function(**arguments)
+    with registry.not_fetching():
+        dataset = function(**arguments)
     if not isinstance(dataset, Dataset):
         raise UserError(
             f"{factory} does not make a keras_transfer.data.Dataset. Received: "
@@ -84,19 +92,45 @@ def rebuild(factory, arguments, info=None):
 
 def _find(name):
     """Returns a function that is known already, by its name."""
+    module, _, function = str(name).rpartition(".")
     try:
-        return gin.get_configurable(name)
+        found = gin.get_configurable(name)
     except (KeyError, ValueError):
-        pass
-    module, _, function = name.rpartition(".")
-    found = getattr(sys.modules.get(module), function, None)
-    if not callable(found):
+        found = getattr(sys.modules.get(module), function, None)
+    if not callable(found) or not _is_own(found):
         raise UserError(
             f"The data were made by a function that is not known here. "
             f"Received: {name!r}; import the module that defines it, in a gin "
             f"file with a line such as: import {module or 'my_data'}"
         )
     return found
+
+
+def _is_own(function):
+    """Returns whether a function is of a module of the user's own.
+
+    A record must not have what removes files or trains models called.
+    """
+    name = getattr(inspect.unwrap(function), "__module__", None) or ""
+    package = name.partition(".")[0]
+    if package == "keras_transfer":
+        return name.startswith("keras_transfer.data.")
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if package in sys.stdlib_module_names and package != "__main__":
+        return False
+    return package == "__main__" or (
+        file is not None and not _is_installed(file)
+    )
+
+
+def _is_installed(file):
+    folders = {sysconfig.get_path(key) for key in ("purelib", "platlib")}
+    folders |= {sysconfig.get_path("stdlib"), site.getusersitepackages()}
+    path = os.path.realpath(file)
+    return any(
+        path.startswith(os.path.join(os.path.realpath(folder), ""))
+        for folder in folders
+    )
 
 
 def _scopes(factory):

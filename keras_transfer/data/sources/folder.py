@@ -45,8 +45,10 @@ def find_folder(data_dir):
     if unknown:
         raise UserError(
             f"Test classes without training images in {root}. Received: "
-            f"{some(unknown)}. Remove them or add them to train."
+            f"{some([_text(name) for name in unknown])}. Remove them or add "
+            "them to train."
         )
+    class_names = [_text(name) for name in classes["train"]]
     splits = {}
     for split, names in classes.items():
         per_class = [_files(root / split / name) for name in names]
@@ -54,7 +56,16 @@ def find_folder(data_dir):
         files = [file for group in per_class for file in group]
         counts = [len(group) for group in per_class]
         splits[split] = files, np.repeat(np.array(index, np.int32), counts)
-    return Found.of_splits(classes["train"], **splits)
+    return Found.of_splits(class_names, **splits)
+
+
+def _text(name):
+    """Returns a folder's name, with bytes that are not UTF-8 written out.
+
+    It names a class in tables and figures, which are text. Where a folder is
+    named so itself, two classes have one name, as they may.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _subfolders(root, split):

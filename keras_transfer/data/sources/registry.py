@@ -1,5 +1,7 @@
 """The data sets that `data.load` knows by name."""
 
+import contextlib
+import contextvars
 import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
@@ -10,6 +12,22 @@ from keras_transfer.data.image_files import ImageFiles
 from keras_transfer.errors import UserError
 
 _SOURCES = {}
+_may_fetch = contextvars.ContextVar("may_fetch", default=True)
+
+
+def may_fetch():
+    """Returns whether data, and code that reads them, may be downloaded."""
+    return _may_fetch.get()
+
+
+@contextlib.contextmanager
+def not_fetching():
+    """Has nothing downloaded in the block: others say what data are wanted."""
+    token = _may_fetch.set(False)
+    try:
+        yield
+    finally:
+        _may_fetch.reset(token)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,9 +7,12 @@ one pass. Datasets stored in another format are copied into such a file.
 """
 
 import hashlib
+import itertools
 import json
+import math
 import mmap
 import os
+import re
 import struct
 
 import numpy as np
@@ -17,6 +20,7 @@ import tensorflow as tf
 
 from keras_transfer.data.cache import cached
 from keras_transfer.data.image_files import ImageFiles, digest
+from keras_transfer.data.sources import registry
 from keras_transfer.data.sources.registry import Found, names, register
 from keras_transfer.errors import UserError
 
@@ -84,6 +88,7 @@ def find_tfds(
     """
     builder = open_builder(name, data_dir)
     splits = train_split, test_split or default_test_split(builder)
+    _check_apart(builder, *splits)
     train, test = (
         _draw(*read_split(builder, split, cache_dir), split_size, split_seed)
         for split in splits
@@ -96,6 +101,32 @@ def find_tfds(
         image_size=height if height == width else None,
         channels=channels,
     )
+
+
+def _check_apart(builder, train_split, test_split):
+    """Raises a `UserError` if two splits share examples."""
+    if not builder.info.splits:
+        return
+    train, test = (
+        _instructions(builder, split) for split in (train_split, test_split)
+    )
+    for a, b in itertools.product(train, test):
+        if a.filename == b.filename and max(a.skip, b.skip) < min(
+            _end(a), _end(b)
+        ):
+            raise UserError(
+                "Training and test examples have to be others, and these "
+                f"splits overlap. Received: train_split={train_split!r}, "
+                f"test_split={test_split!r}; bind them to parts such as "
+                "'train[:80%]' and 'train[80%:]'."
+            )
+
+
+def _end(instruction):
+    """Returns the position in its file at which a part of it ends."""
+    if instruction.take < 0:
+        return math.inf
+    return instruction.skip + instruction.take
 
 
 def _draw(images, labels, size, seed):
@@ -129,6 +160,7 @@ def open_builder(name, data_dir):
 def _find_builder(name, data_dir):
     import tensorflow_datasets as tfds
 
+    _check_fetching(name, data_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (ValueError, ImportError, OSError) as error:
@@ -151,10 +183,29 @@ def _find_builder(name, data_dir):
     return builder
 
 
+def _check_fetching(name, data_dir):
+    """Raises a `UserError` if a name would fetch code or data unasked."""
+    is_remote = re.match(r"[^/:]+:[A-Za-z_]", name) or "://" in (
+        f"{name} {data_dir}"
+    )
+    if is_remote and not registry.may_fetch():
+        raise UserError(
+            "What only a run's data.json names is not fetched. Received: "
+            f"name={name!r}, data_dir={data_dir!r}; give data of your own to "
+            "analyze the run with (Models.data)."
+        )
+
+
 def _prepare(builder):
     """Downloads and prepares what is not there yet; TFDS does so atomically."""
     import tensorflow_datasets as tfds
 
+    if not registry.may_fetch() and not builder.is_prepared():
+        raise UserError(
+            f"{builder.name} is not in {builder.data_dir}, and what only a "
+            "run's data.json names is not fetched. Prepare it first, with "
+            f"`tfds build {builder.name}` or by training on it."
+        )
     root = str(builder.data_dir_root)
     manual = os.path.join(root, "downloads", "manual")
     try:
@@ -243,8 +294,18 @@ def _record_files(builder, split):
     tfrecord = tfds.core.FileFormat.TFRECORD
     if not builder.info.splits or builder.info.file_format != tfrecord:
         return None
+    instructions = _instructions(builder, split)
+    return None if _are_remote(instructions) else instructions
+
+
+def _are_remote(instructions):
+    return any("://" in str(i.filename) for i in instructions)
+
+
+def _instructions(builder, split):
+    """Returns TFDS' file instructions for a split."""
     try:
-        instructions = builder.info.splits[split].file_instructions
+        return builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{builder.name} has no split {split!r}; it has "
@@ -252,8 +313,6 @@ def _record_files(builder, split):
             "load.test_split to these or parts of them, such as "
             "'train[:80%]'."
         ) from error
-    remote = any("://" in str(i.filename) for i in instructions)
-    return None if remote else instructions
 
 
 def _indexed(builder, instructions, cache_dir):
@@ -266,7 +325,7 @@ def _indexed(builder, instructions, cache_dir):
     def write(folder):
         found = []
         for file, part in enumerate(
-            tqdm(parts, "Indexing images", delay=2, leave=None)
+            tqdm(parts, "Indexing images", delay=2, disable=None, leave=None)
         ):
             keys = builder.info.supervised_keys
             for entry in _scan(paths[file], *part, *keys):
@@ -323,27 +382,48 @@ def _scan(path, skip, take, image_key, label_key):
             yield begin + record.find(image), len(image), label
 
 
+def _encoded(builder, split):
+    """Returns examples with their images encoded, in the order of their files.
+
+    Raises:
+        UserError: if they are stored in a way that cannot be read here.
+    """
+    import tensorflow_datasets as tfds
+
+    decoders = {builder.info.supervised_keys[0]: tfds.decode.SkipDecoding()}
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        return builder.as_dataset(
+            split=split,
+            decoders=decoders,
+            # In sequence, so that the same split is in the same order.
+            read_config=tfds.ReadConfig(interleave_cycle_length=1),
+            shuffle_files=False,
+        ).as_numpy_iterator()
+    try:
+        return builder.as_data_source(split=split, decoders=decoders)
+    except (ImportError, NotImplementedError, ValueError, OSError) as error:
+        raise UserError(
+            f"{builder.name} is stored as ArrayRecord and cannot be read. "
+            "Install the package array_record, or prepare it again as "
+            "TFRecord: tfds build --file_format=tfrecord. TFDS said: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
 def _copied(builder, split, cache_dir):
     """Copies encoded images into one file."""
-    import tensorflow_datasets as tfds
     from tqdm import tqdm
 
     image_key, label_key = builder.info.supervised_keys
 
     def write(folder):
-        examples = builder.as_dataset(
-            split=split,
-            decoders={image_key: tfds.decode.SkipDecoding()},
-            # In sequence, so that the same split is in the same order.
-            read_config=tfds.ReadConfig(interleave_cycle_length=1),
-            shuffle_files=False,
-        )
+        examples = _encoded(builder, split)
         lengths, labels = [], []
         with open(folder / "images.bin", "wb") as file:
             for example in tqdm(
-                examples, "Copying images", delay=2, leave=None
+                examples, "Copying images", delay=2, disable=None, leave=None
             ):
-                content = example[image_key].numpy()
+                content = bytes(example[image_key])
                 file.write(content)
                 lengths.append(len(content))
                 labels.append(int(example[label_key]))
@@ -358,6 +438,12 @@ def _copied(builder, split, cache_dir):
         return str(path), lengths, labels
 
     key = [builder.info.full_name, str(builder.data_dir), split]
+    if builder.info.splits:
+        instructions = _instructions(builder, split)
+        if not _are_remote(instructions):
+            # Prepared anew, they may be others.
+            paths = [str(i.filename) for i in instructions]
+            key.append(digest(filter(os.path.exists, paths)))
     num_bytes = builder.info.dataset_size or 0
     path, lengths, labels = cached(key, write, read, num_bytes, cache_dir)
     images = ImageFiles(
