@@ -142,7 +142,8 @@ def test_a_study_is_copied_and_edited(tmp_path, run):
         "--dry_run",
     )
     assert plan[0] == 0, plan[2]
-    assert "runs/digits/pt/1" in plan[1].replace("_", "/") or plan[1]
+    # Two seeds, as edited, of three that are shipped.
+    assert "runs/digits/P-T_1" in plan[1] and "P-T_2" not in plan[1]
     again = run(tmp_path, "keras-transfer", "init", "study_digits")
     assert again[0] == 1 and "exists already and is kept" in again[2]
 
