@@ -18,7 +18,7 @@ def export(run, epoch, output):
     of the run's data, and give `logits` and `probabilities`, float32 [n, K]:
     "serving_default" for uint8, "serving_float" for float32 in [0, 1].
     Resizing, cropping and normalization are inside; nothing of this package is
-    needed to load it.
+    needed to load it. Images that are far too large or too long are an error.
 
     `output`/model.keras is the bare network, as it was trained: normalized
     images in; logits out, or probabilities if it ends in a softmax or sigmoid.

@@ -75,6 +75,8 @@ class Models:
         data: `Examples`, what `data.load` returns, or a run directory whose
             data are used; None: those of the first run named, if there is one.
             Analyses of weights alone need none.
+        data_dir: where the data of that run are now, if they have moved; None:
+            load.data_dir, if that is bound, else where they were.
         epoch: "last", "best" or int: which of a run's or trajectory's epochs.
         batch_norm: whose statistics models with batch normalization have, in
             all analyses: "reestimate", each point of parameter space its own,
@@ -92,6 +94,7 @@ class Models:
         data=None,
         epoch: str | int = "last",
         batch_norm: BatchNorm = "reestimate",
+        data_dir: str | None = None,
     ):
         named = _named(models)
         sources = [_source(model) for _, model in named]
@@ -104,6 +107,7 @@ class Models:
             )
         ]
         self._data = _data_source(data, sources)
+        self._data_dir = data_dir
         self.batch_norm = batch_norm
         self.evaluations = Evaluations()
         self._models, self._logits, self._surfaces = {}, {}, {}
@@ -217,7 +221,8 @@ class Models:
                 "test=...)). Received: data=None"
             )
         if isinstance(self._data, Run):
-            return self._data.load_data().examples
+            data_dir = self._data_dir or _bound("load.data_dir")
+            return self._data.load_data(data_dir).examples
         return self._data
 
     @functools.cached_property
@@ -532,6 +537,14 @@ def _data_source(data, sources):
     run = data if isinstance(data, Run) else Run(pathlib.Path(data))
     run.check_exists()
     return run
+
+
+def _bound(name):
+    """Returns what gin binds a parameter to; None if nothing is bound."""
+    try:
+        return gin.query_parameter(name)
+    except ValueError:
+        return None
 
 
 def _check_distinct(models):

@@ -2,7 +2,7 @@
 
     config.gin      the operative configuration, which repeats the run
     model.json      the architecture, as `keras.Model.to_json` writes it
-    data.json       how to load the dataset again, and its `Info`
+    data.json       how to load the dataset again, its `Info` and fingerprint
     checkpoints/    see `checkpoints`; epoch 0 is the initialization
     metrics.csv     one row per evaluation
     tensorboard/    event files
@@ -70,6 +70,7 @@ class Run:
             "factory": dataset.factory,
             "arguments": dataset.arguments,
             "info": dataclasses.asdict(dataset.info),
+            "fingerprint": dataset.fingerprint,
         }
         files.write_text(
             self._data_path, json.dumps(description, indent=2) + "\n"
@@ -300,8 +301,13 @@ class Run:
         self.check_exists()
         return self._checkpoints.read_weights(self.resolve_epoch(epoch))
 
-    def load_data(self):
+    def load_data(self, data_dir=None):
         """Returns the `data.Dataset` the run was trained on.
+
+        If the data have changed since, a warning says in what.
+
+        Args:
+            data_dir: where its `load.data_dir` is now, if that has moved.
 
         Raises:
             UserError: if this is not a run, or its data are no longer there;
@@ -317,7 +323,20 @@ class Run:
                 "made by hand, not by a function that train.dataset names. "
                 "Give data of your own to analyze it with."
             )
+        # A function of the user's own may have no such argument.
+        if data_dir is not None and (
+            factory == "load" or "data_dir" in arguments
+        ):
+            arguments = arguments | {"data_dir": data_dir}
+        self._check_data_dir(factory, arguments)
         dataset = data.rebuild(factory, arguments, self.info())
+        changes = self.changes_of_data(dataset)
+        if changes:
+            logging.warning(
+                "The data of %s have changed since it was trained: %s.",
+                self.path,
+                ", ".join(changes),
+            )
         return dataclasses.replace(
             dataset,
             factory=factory,
@@ -326,12 +345,38 @@ class Run:
             else dataset.arguments,
         )
 
+    def _check_data_dir(self, factory, arguments):
+        """Raises a `UserError` if the folder of the data is not there."""
+        data_dir = arguments.get("data_dir")
+        if factory != "load" or not isinstance(data_dir, str):
+            return
+        path = files.user_path(data_dir, "load.data_dir")
+        if "://" not in data_dir and not path.is_dir():
+            raise UserError(
+                f"The data of {self.path} are not in {data_dir}, where they "
+                "were. If they have moved, bind Models.data_dir to the folder "
+                f"in which they are now. Received: {self._data_path}"
+            )
+
+    def changes_of_data(self, dataset):
+        """Says in what a `data.Dataset` is not the one of this run.
+
+        Returns:
+            List of phrases; empty if nothing differs.
+        """
+        description = _read_json(self._data_path, "info")
+        recorded = description.get("fingerprint", {})
+        with _damaged(self._data_path):
+            return data.differences(dataset, self.info(), recorded)
+
     def info(self):
         """Returns the `data.Info` of the run's dataset, without loading it."""
         self.check_exists()
         description = _read_json(self._data_path, "arguments", "info")
         with _damaged(self._data_path):
-            return data.Info(**description["info"])
+            info = data.Info(**description["info"])
+            data.check_info(info)
+        return info
 
     def metrics(self):
         """Returns metrics.csv as a `pandas.DataFrame`.

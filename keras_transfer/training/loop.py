@@ -123,7 +123,7 @@ def train(
         )
 
     metric = objectives.metric_name(dataset.info.multi_label)
-    checkpoint = setup.resume(run, metric)
+    checkpoint = setup.resume(run, metric, dataset)
     if checkpoint is not None and checkpoint.epoch == epochs:
         print(f"{run.path} is finished: all {epochs} epochs are trained.")
         return run
