@@ -60,13 +60,15 @@ def domain_bindings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """Makes untrained runs of P, one for each family of datasets."""
+    """Makes untrained runs of P, one for each kind of data and network."""
     root = tmp_path_factory.mktemp("pretrained")
     made = {}
 
     def make(name, shape):
+        reference = gin.query_parameter("train.model")
+        name = f"{name}_{reference.selector}"
         if name not in made:
-            factory = gin.query_parameter("train.model").scoped_configurable_fn
+            factory = reference.scoped_configurable_fn
             model = factory(num_classes=7, input_shape=shape, seed=5)
             gin.clear_config()
             made[name] = runs.Run(root / name)
