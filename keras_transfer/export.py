@@ -1,5 +1,6 @@
 """A trained model for use elsewhere: SavedModel and .keras."""
 
+import os
 import pathlib
 
 import keras
@@ -33,7 +34,7 @@ def export(run, epoch, output):
         UserError: if `output` exists, or the run or epoch does not.
     """
     output = pathlib.Path(output)
-    if output.exists():
+    if os.path.lexists(output):
         raise UserError(
             f"{output} exists already; remove it or give another --output."
         )

@@ -32,6 +32,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # Nothing of ours is opened through a link, and a pipe is not waited for.
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _TOKEN_BYTES = 8
+# What this process holds: {real path of the directory: descriptor of its lock}.
+_HELD = {}
 
 
 def user_path(path, name):
@@ -154,6 +156,26 @@ def write_text(path, text):
         file.write(text)
 
 
+def append_text(path, text):
+    """Adds to the end of a text file; it is on the disk on return.
+
+    Args:
+        path: the file, made if need be; not a link.
+        text: str.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _SAFELY
+    with (
+        writing(path),
+        open(os.open(path, flags, 0o666), "a", encoding="utf-8") as file,
+    ):
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def remove(path):
     """Removes a file, a link or a directory, the last one whole or not at all.
 
@@ -253,7 +275,7 @@ def _remove_now(path):
 
 
 @contextlib.contextmanager
-def hold(directory, seconds=0.0):
+def hold(directory, seconds=0.0, again=False):
     """Keeps other processes out of a directory while the block runs.
 
     The lock is the operating system's, on a file named .lock, so it is gone
@@ -263,16 +285,24 @@ def hold(directory, seconds=0.0):
     Args:
         directory: path, made if need be.
         seconds: float, how long to wait for another process that holds it.
+        again: bool, whether this process may hold it already; it then keeps it
+            until the outer block is left.
 
     Raises:
         UserError: if another process still holds it, saying which; or if
             nothing can be written there.
     """
     path = pathlib.Path(directory) / LOCK_NAME
+    if again and _is_held(directory):
+        yield
+        return
     descriptor = _acquire(path, time.monotonic() + seconds)
+    real = os.path.realpath(directory)
+    _HELD[real] = descriptor
     try:
         yield
     finally:
+        _HELD.pop(real, None)
         # First the name, then the lock: see `_acquire`.
         with contextlib.suppress(OSError):
             if _is_file_of(descriptor, path):
@@ -280,6 +310,30 @@ def hold(directory, seconds=0.0):
         os.close(descriptor)
         with contextlib.suppress(OSError):
             path.parent.rmdir()
+
+
+def check_held(directory):
+    """Checks that a directory that is held is still the one that it was.
+
+    Args:
+        directory: path. If this process does not hold it, nothing is checked.
+
+    Raises:
+        UserError: if it was removed meanwhile, and perhaps made again.
+    """
+    if os.path.realpath(directory) in _HELD and not _is_held(directory):
+        raise UserError(
+            f"{directory} was removed or moved while this process worked "
+            "there; it stops, and writes nothing into what is there now. Run "
+            "the same command again."
+        )
+
+
+def _is_held(directory):
+    descriptor = _HELD.get(os.path.realpath(directory))
+    return descriptor is not None and _is_file_of(
+        descriptor, pathlib.Path(directory) / LOCK_NAME
+    )
 
 
 def _acquire(path, deadline):

@@ -14,6 +14,7 @@ from bad_inputs_case import (
     remove,
     train,
 )
+from written_runs import reseal
 
 _RUN_FILES = ("config.gin", "model.json", "data.json", "metrics.csv")
 _CHECKPOINT = "checkpoints/epoch-0001"
@@ -40,6 +41,8 @@ def run_case(name, change, commands, says="", ends="sentence"):
             run = directory / "run"
             shutil.copytree(directory.parent / "trained", run)
             change(run)
+            # So that what reads the file itself has to say it.
+            reseal(run)
             return _RUN_COMMANDS[command](directory, run)
 
         yield Case(f"run for {command}", name, make, ends, says)

@@ -171,6 +171,7 @@ def test_the_modules_that_define_layers_are_named(tmp_path):
             tmp_path / f"run{seed}", written_runs.digits(), seed
         )
         run.config_path.write_text("import json\n\ntrain.seed = 3\n")
+        written_runs.reseal(run.path)
         runs.append(run)
     averaging(Models({"RI-T": runs}), tmp_path)
     config = (tmp_path / "average_RI-T_uniform" / "config.gin").read_text()

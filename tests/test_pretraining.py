@@ -72,6 +72,7 @@ def configure(run, final, **bindings):
     """Gives a run that was not trained a configuration and its metrics."""
     lines = [f"train.{name} = {value!r}" for name, value in bindings.items()]
     write_text(run.config_path, "\n".join(lines) + "\n")
+    written_runs.reseal(run.path)
     rows = [{"epoch": 0, "step": 0, "split": "test", "accuracy": 0.9}]
     rows += [
         {"epoch": epoch, "step": epoch, "split": "test", "accuracy": value}
@@ -230,6 +231,7 @@ def test_p_and_target_may_have_other_metrics(root, tmp_path):
         description = json.loads(path.read_text())
         description["info"]["multi_label"] = True
         write_text(path, json.dumps(description))
+        written_runs.reseal(run.path)
     runs = {"P-T": [str(tmp_path / "pt2"), str(tmp_path / "pt5")]}
     table = kt.pretraining(kt.Models(runs), num_points=3)
     assert list(table.final) == [0.5, 0.5]
@@ -380,6 +382,7 @@ def test_binding_is_what_gin_wrote(tmp_path):
         """
     )
     write_text(run.config_path, gin.config_str())
+    written_runs.reseal(run.path)
     # Wrapped, or it would be no test.
     assert long not in run.config_path.read_text()
     assert run.binding("train.pretrained") == long
@@ -391,7 +394,9 @@ def test_binding_is_what_gin_wrote(tmp_path):
         run.binding("train.epochs")
     # As gin names a configurable whose name is not unique.
     write_text(run.config_path, "retrain.seed = 1\nloop.train.seed = 2\n")
+    written_runs.reseal(run.path)
     assert run.binding("train.seed") == 2
     write_text(run.config_path, "train.pretrained = (")
+    written_runs.reseal(run.path)
     with pytest.raises(UserError, match="config.gin is damaged"):
         run.binding("train.pretrained")

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -249,3 +250,58 @@ def test_a_new_analysis_is_found_by_workers(tmp_path):
     status, _, errors = commands.run("reproduce", *flags, "--executor=ray")
     assert status == 0, errors
     check_own(tmp_path / "study")
+
+
+# Starts a cluster and tells the addresses that its processes listen at.
+_LISTENING = """
+import json, os, pathlib
+from keras_transfer.study import OnRay
+
+def descendants():
+    parents = {}
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            text = (process / "stat").read_text().rpartition(")")[2]
+        except OSError:
+            continue
+        parents[int(process.name)] = int(text.split()[1])
+    found, more = {os.getpid()}, True
+    while more:
+        more = {p for p, q in parents.items() if q in found} - found
+        found |= more
+    return found
+
+def sockets(process):
+    try:
+        return {os.readlink(f) for f in process.glob("fd/*") if f.is_symlink()}
+    except OSError:
+        return set()
+
+with OnRay() as executor:
+    executor._ray.get(executor._ray.remote(lambda: 3).remote())
+    ours = set()
+    for process in descendants():
+        ours |= sockets(pathlib.Path(f"/proc/{process}"))
+    found = []
+    for name in ("tcp", "tcp6"):
+        lines = pathlib.Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+        for fields in map(str.split, lines):
+            # 0A: it listens.
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in ours:
+                found.append(fields[1].split(":")[0])
+print(json.dumps(found))
+"""
+# 127.0.0.1 and ::ffff:127.0.0.1, as the kernel writes them.
+_THIS_MACHINE = {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def test_a_cluster_of_our_own_listens_to_this_machine_alone():
+    finished = subprocess.run(
+        [sys.executable, "-c", _LISTENING],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(commands.ROOT)},
+    )
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout.splitlines()[-1])
+    assert len(found) > 3 and set(found) <= _THIS_MACHINE

@@ -225,6 +225,21 @@ def test_diverging_run_says_so_and_keeps_its_checkpoints(tmp_path, digits):
     assert all(np.isfinite(w).all() for w in weights(run, 0))
 
 
+def test_weights_that_overflow_in_the_last_step_are_no_finished_run(
+    tmp_path, digits
+):
+    with pytest.raises(UserError, match="test loss after epoch 1 is not|NaN"):
+        train_digits(
+            tmp_path / "run",
+            digits,
+            epochs=1,
+            batch_size=64,
+            optimizer=SGD,
+            schedule=functools.partial(constant, base_rate=1e38),
+        )
+    assert Run(tmp_path / "run").epochs() == [0]
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains(tmp_path, digits, policy):
     run = train_digits(tmp_path / "run", digits, dtype_policy=policy, epochs=8)

@@ -8,6 +8,7 @@ import zlib
 import commands
 import numpy as np
 import pytest
+from written_runs import reseal
 
 from keras_transfer import data, models
 from keras_transfer.errors import UserError
@@ -203,6 +204,7 @@ def test_module_within_the_run_directory_is_not_taken_by_its_path(
     (run.path / "evil.py").write_text("raise SystemExit('run')")
     text = run.config_path.read_text()
     run.config_path.write_text(f"import runs.a.evil\n{text}")
+    reseal(run.path)
     monkeypatch.chdir(tmp_path)
     run.load_model()
 

@@ -4,9 +4,17 @@ import functools
 
 import numpy as np
 
-from keras_transfer import Models, data, models
+from keras_transfer import Models, data, manifest, models
+from keras_transfer.manifest import Manifest
 from keras_transfer.runs import Run
 
+_FILES = (
+    "config.gin",
+    "model.json",
+    "data.json",
+    "metrics.csv",
+    "checkpoints/best.json",
+)
 build = functools.partial(models.fixup_resnet, widths=(4, 8))
 
 
@@ -59,3 +67,12 @@ def named(directory):
         "P-T": [f"{directory}/pt0", f"{directory}/pt1"],
         "RI-T": [f"{directory}/rit0", f"{directory}/rit1"],
     }
+
+
+def reseal(path):
+    """Notes a run's files as they are now, as if training had left them so."""
+    found = Manifest(path, "run")
+    identity = found.identity
+    if identity is not None:
+        (path / manifest.NAME).unlink()
+        found.adopt(_FILES, identity)

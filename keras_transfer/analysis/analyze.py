@@ -5,11 +5,11 @@ from typing import Protocol
 
 import gin
 
+from keras_transfer import progress
 from keras_transfer.analysis.declaration import find_analysis, tables_of
 from keras_transfer.analysis.models import Models
 from keras_transfer.analysis.output import Output
 from keras_transfer.errors import UserError
-from keras_transfer.files import write_text
 
 
 class AnalysisFunction(Protocol):
@@ -51,7 +51,8 @@ def analyze(
     models.evaluations = output.evaluations
     for analysis in analyses:
         _run(analysis, models, output)
-    write_text(output.path / "config.gin", gin.operative_config_str())
+        progress.tell(f"{analysis.__name__}: finished")
+    output.text("config.gin", gin.operative_config_str())
     return models
 
 

@@ -1,13 +1,14 @@
 """Where an analysis leaves its tables and figures."""
 
 import functools
+import io
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.files import whole_file, write_text, writing
 from keras_transfer.landscape.evaluations import Evaluations
+from keras_transfer.manifest import Manifest, csv_text
 from keras_transfer.runs import Summaries
 
 
@@ -24,9 +25,23 @@ class Output:
 
     def __init__(self, work_dir):
         self.path = pathlib.Path(work_dir)
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+        self._manifest = Manifest(self.path, "analysis")
+        if self._manifest.kind is None and self._is_of_former_version():
+            self._manifest.adopt(p.name for p in self.path.glob("[!.]*.*"))
+        self._manifest.claim(("config.gin",))
         self._summaries = Summaries(self.path / "tensorboard")
+
+    def _is_of_former_version(self):
+        """Whether an analysis has left something here, and no manifest."""
+        names = ("evaluated.jsonl", "tensorboard")
+        of_a_run = ("model.json", "checkpoints")
+        return any((self.path / name).exists() for name in names) and not any(
+            (self.path / name).exists() for name in of_a_run
+        )
+
+    def text(self, name, text):
+        """Writes a text file of that name."""
+        self._manifest.write_text(name, text)
 
     @functools.cached_property
     def evaluations(self):
@@ -40,8 +55,7 @@ class Output:
             name: str, without suffix.
             table: `pandas.DataFrame`; its index is not written.
         """
-        text = table.to_csv(index=False, lineterminator="\n")
-        write_text(self.path / f"{name}.csv", text)
+        self._manifest.write_text(f"{name}.csv", csv_text(table))
         with self._summaries.at(step=0):
             text = _preformatted(table.head(200).to_string())
             # TensorBoard keeps one plugin a tag, and the figure has this name.
@@ -60,10 +74,11 @@ class Output:
         # Laid out and drawn but once each; savefig would for every format.
         pixels = _pixels(figure)
         figure.set_layout_engine("none")
-        with whole_file(self.path / f"{name}.png") as aside:
-            imsave(aside, pixels, format="png", dpi=figure.dpi)
-        with whole_file(self.path / f"{name}.svg") as aside:
-            FigureCanvasSVG(figure).print_svg(aside)
+        png, svg = io.BytesIO(), io.BytesIO()
+        imsave(png, pixels, format="png", dpi=figure.dpi)
+        self._manifest.write_bytes(f"{name}.png", png.getvalue())
+        FigureCanvasSVG(figure).print_svg(svg)
+        self._manifest.write_bytes(f"{name}.svg", svg.getvalue())
         with self._summaries.at(step=0):
             tf.summary.image(f"figures/{name}", pixels[None])
 

@@ -1,10 +1,13 @@
 """A model without its weights, as text, and back."""
 
+import contextlib
 import json
+import math
 
 import keras
 import numpy as np
 
+from keras_transfer import memory
 from keras_transfer.errors import UserError
 from keras_transfer.models.weights import assign_weights, named_weights
 from keras_transfer.runs import checkpoints
@@ -12,6 +15,21 @@ from keras_transfer.runs import checkpoints
 # How far outputs may differ, in parts of the largest: the same operations on
 # the same device give the same bits, save for some on a GPU.
 _TOLERANCE = 1e-3
+# Packages whose classes are made from a model.json, beside registered ones.
+_PACKAGES = ("keras", "keras_hub", "keras_cv", "keras_nlp", "keras_transfer")
+# What stands for no class of a package: functions by their name, and values.
+_WITHOUT_MODULE = (None, "builtins")
+# What runs or fetches something that only the text knows of.
+_WITH_CODE = (
+    "Lambda",
+    "TorchModuleWrapper",
+    "TFSMLayer",
+    "JaxLayer",
+    "FlaxLayer",
+    "__lambda__",
+    "__typespec__",
+)
+_WITHOUT_LAYERS = ("utils", "saving", "config", "callbacks", "datasets")
 
 
 def check_model(model, num_classes):
@@ -79,22 +97,29 @@ def to_text(model):
 def from_text(text, where):
     """Returns the `keras.Model` of what `to_text` wrote, its weights fresh.
 
-    Nothing that the text holds as Python code is run (Keras' safe mode).
+    Nothing that the text holds as Python code is run, and no class is made but
+    those of Keras and this package and registered ones.
 
     Args:
         text: str.
         where: what the text is, to name it.
 
     Raises:
-        UserError: if it does not give a model.
+        UserError: if it does not give a model, or one that is too large.
     """
     try:
-        model = keras.saving.deserialize_keras_object(
-            json.loads(text), safe_mode=True
-        )
+        config = json.loads(text)
+        _check_classes(config)
+        with within_memory(where):
+            model = keras.saving.deserialize_keras_object(
+                config, safe_mode=True
+            )
         if not isinstance(model, keras.Model):
             raise TypeError(f"{type(model).__name__} is no model")
+        _check_outputs(model, where)
         return model
+    except UserError:
+        raise
     except Exception as error:  # Whatever constructors raise.
         raise UserError(
             f"{where} does not give a model. A layer of your own must be "
@@ -103,6 +128,82 @@ def from_text(text, where):
             "a module that is imported (in a gin file: `import my_layers`); a "
             f"Lambda layer is not read back. Keras said: {error}"
         ) from error
+
+
+def _check_classes(config):
+    """Raises a ValueError if a configuration names a class it must not."""
+    level = [config]
+    while level:
+        value = level.pop()
+        if isinstance(value, list):
+            level += value
+        if not isinstance(value, dict):
+            continue
+        level += value.values()
+        name = value.get("class_name")
+        if not isinstance(name, str):
+            continue
+        module, registered = value.get("module"), value.get("registered_name")
+        if name in _WITH_CODE:
+            raise ValueError(f"{name} would run code of its own")
+        if module in _WITHOUT_MODULE or (
+            isinstance(registered, str)
+            and keras.saving.get_registered_object(registered) is not None
+        ):
+            continue
+        package, *parts = str(module).split(".")
+        if package not in _PACKAGES or set(parts) & set(_WITHOUT_LAYERS):
+            raise ValueError(
+                f"Could not locate class '{name}': {module} is not Keras, and "
+                "it is not registered"
+            )
+
+
+@contextlib.contextmanager
+def within_memory(what):
+    """Refuses weights, made in the block, for which there is no memory.
+
+    Args:
+        what: what the block makes, the start of a sentence.
+
+    Raises:
+        UserError: before they are made.
+    """
+    limit, made = memory.limit(), 0
+    add_weight = keras.layers.Layer.add_weight
+
+    def counted(self, shape=None, *args, **kwargs):
+        nonlocal made
+        if isinstance(shape, tuple | list):
+            # Of each, as an order of magnitude, 4 bytes.
+            made += 4 * math.prod(n for n in shape if isinstance(n, int))
+        if made > limit:
+            raise UserError(
+                f"{what} has layers of {made / 2**30:,.1f} GiB of weights and "
+                f"more, and this machine has {limit / 2**30:,.1f} GiB of "
+                "memory. Make the model smaller, or take a machine with more."
+            )
+        return add_weight(self, shape, *args, **kwargs)
+
+    keras.layers.Layer.add_weight = counted
+    try:
+        yield
+    finally:
+        keras.layers.Layer.add_weight = add_weight
+
+
+def _check_outputs(model, what):
+    """Raises a `UserError` if what a layer gives for an image is too large."""
+    limit = memory.limit()
+    for layer in model.layers:
+        for tensor in keras.tree.flatten(getattr(layer, "output", None)):
+            sizes = [n for n in getattr(tensor, "shape", ())[1:] if n]
+            if 4 * math.prod(sizes) > limit:
+                raise UserError(
+                    f"{what} has a layer, {layer.name}, whose output for one "
+                    f"image is of shape {tuple(tensor.shape)}, more than "
+                    f"the {limit / 2**30:,.1f} GiB of memory of this machine."
+                )
 
 
 def check_read_back(model, images):

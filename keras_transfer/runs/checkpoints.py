@@ -6,10 +6,12 @@
                            steps.safetensors        and what its steps gave
                 best.json                           which epoch is the best
 
-Every file and directory appears whole or not at all, and a checksum tells what
-has been damaged since.
+Every file and directory appears whole or not at all. A checksum tells what has
+been damaged since, and the run's identity and the checkpoint's name, which are
+in each file, what has been put in another's place.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,6 +27,8 @@ import safetensors.numpy
 from keras_transfer import files
 from keras_transfer.errors import UserError
 
+# Within the run directory.
+BEST = "checkpoints/best.json"
 _EPOCH_DIRECTORY = re.compile(r"epoch-(\d{4,})")
 # As safetensors names them in a file.
 _DTYPES = {
@@ -50,32 +54,40 @@ _DAMAGED = (
     KeyError,
     TypeError,
     AttributeError,
+    RecursionError,
+    MemoryError,
 )
 
 
-def to_bytes(arrays):
+class Absent(UserError):
+    """A checkpoint that was there a moment ago."""
+
+
+def to_bytes(arrays, **labels):
     """Returns the content of a safetensors file.
 
     Args:
         arrays: {name: array}; the order is kept.
+        **labels: str, what else is written into its header.
     """
     arrays = {
         name: np.require(value, requirements="C")
         for name, value in arrays.items()
     }
-    metadata = {
+    metadata = labels | {
         "order": json.dumps(list(arrays)),
-        "checksum": str(_checksum(arrays)),
+        "checksum": str(_checksum(arrays, labels)),
     }
     return safetensors.numpy.save(arrays, metadata)
 
 
-def from_bytes(content):
+def from_bytes(content, **labels):
     """Returns {name: array}, in the order in which `to_bytes` was given them.
 
     Args:
         content: bytes of any safetensors file. Without the order that
             `to_bytes` notes, arrays come in that of the file's header.
+        **labels: str, what `to_bytes` was given, if it was given any.
 
     Raises:
         One of several errors, if they are damaged.
@@ -93,14 +105,27 @@ def from_bytes(content):
     if sorted(order) != sorted(found):
         raise ValueError("its arrays are not those that it names")
     arrays = {name: found[name] for name in order}
-    expected = metadata.get("checksum", str(_checksum(arrays)))
-    if expected != str(_checksum(arrays)):
-        raise ValueError("its checksum is another than what was written")
+    written = {
+        name: value
+        for name, value in metadata.items()
+        if name not in ("order", "checksum")
+    }
+    if "checksum" in metadata:
+        if metadata["checksum"] != str(_checksum(arrays, written)):
+            raise ValueError("its checksum is another than what was written")
+        for name, expected in labels.items():
+            if written.get(name, expected) != expected:
+                raise ValueError(
+                    f"it is of another {name}, {written[name]}, and not of "
+                    f"{expected}"
+                )
     return arrays
 
 
-def _checksum(arrays):
-    checksum = 0
+def _checksum(arrays, labels):
+    checksum = zlib.crc32(json.dumps(labels, sort_keys=True).encode())
+    # As in files without labels.
+    checksum = checksum if labels else 0
     for name, value in arrays.items():
         label = f"{name} {value.dtype.name} {value.shape}"
         checksum = zlib.crc32(label.encode(), checksum)
@@ -108,25 +133,27 @@ def _checksum(arrays):
     return checksum
 
 
-def write_arrays(path, arrays):
+def write_arrays(path, arrays, **labels):
     """Writes named arrays into a safetensors file, in their order.
 
     Args:
         path: the file.
         arrays: {name: array}.
+        **labels: str, what they belong to, such as run="...".
 
     Raises:
         UserError: if it cannot be written.
     """
     with files.writing(path):
-        pathlib.Path(path).write_bytes(to_bytes(arrays))
+        pathlib.Path(path).write_bytes(to_bytes(arrays, **labels))
 
 
-def read_arrays(path):
+def read_arrays(path, **labels):
     """Returns what a safetensors file holds.
 
     Args:
         path: the file.
+        **labels: str, what it must belong to, if it tells.
 
     Returns:
         {name: array}, in the order in which `write_arrays` was given them.
@@ -135,12 +162,32 @@ def read_arrays(path):
         UserError: if the file is absent, cut short or changed.
     """
     try:
-        return from_bytes(pathlib.Path(path).read_bytes())
+        return from_bytes(pathlib.Path(path).read_bytes(), **labels)
     except _DAMAGED as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"{path} is damaged: it cannot be read. {reason.rstrip('.')}."
         ) from error
+
+
+def check_finite(arrays, what):
+    """Checks that weights are numbers that can be computed with.
+
+    Args:
+        arrays: {name: array}.
+        what: str, whose they are: the start of a sentence.
+
+    Raises:
+        UserError: naming the first that is not.
+    """
+    for name, value in arrays.items():
+        # NumPy does not know bfloat16 for a number.
+        if value.dtype.kind not in "iub" and not np.isfinite(value).all():
+            raise UserError(
+                f"{what} holds weights that are NaN or infinite: {name}. "
+                "Training diverged, or something else has written them; name "
+                "another epoch, or train with a lower learning rate."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +213,12 @@ class Checkpoints:
 
     Args:
         path: `pathlib.Path` of their directory, which may be absent.
+        manifest: the run's `Manifest`, whose identity they carry.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, manifest):
         self.path = path
-        self._best_path = path / "best.json"
+        self._manifest = manifest
 
     def epochs(self):
         """Returns the epochs that have a checkpoint, ascending."""
@@ -190,8 +238,10 @@ class Checkpoints:
         Raises:
             UserError: if it cannot be written; those before are kept.
         """
-        with files.whole_directory(self.directory(epoch)) as aside:
-            _write_state(aside, weights, optimizer)
+        directory = self.directory(epoch)
+        files.check_held(self._manifest.directory)
+        with files.whole_directory(directory) as aside:
+            _write_state(aside, weights, optimizer, self._labels(directory))
         for partial in self.path.glob(".epoch-*.partial"):
             with files.writing(partial):
                 files.remove(partial)
@@ -208,9 +258,14 @@ class Checkpoints:
         Raises:
             UserError: if it cannot be written; the checkpoints are kept.
         """
-        with files.whole_directory(self._partial_directory(epoch)) as aside:
-            _write_state(aside, weights, optimizer)
-            write_arrays(aside / "steps.safetensors", {"steps": steps})
+        directory = self._partial_directory(epoch)
+        labels = self._labels(directory)
+        files.check_held(self._manifest.directory)
+        with files.whole_directory(directory) as aside:
+            _write_state(aside, weights, optimizer, labels)
+            write_arrays(
+                aside / "steps.safetensors", {"steps": steps}, **labels
+            )
 
     def read_weights(self, epoch):
         """Returns one epoch's weights, {path: array}.
@@ -251,7 +306,9 @@ class Checkpoints:
         if not directory.is_dir():
             return None
         weights, optimizer, steps = (
-            read_arrays(directory / f"{name}.safetensors")
+            read_arrays(
+                directory / f"{name}.safetensors", **self._labels(directory)
+            )
             for name in ("weights", "optimizer", "steps")
         )
         return Checkpoint(epoch - 1, weights, optimizer, steps["steps"])
@@ -263,7 +320,7 @@ class Checkpoints:
     def write_best(self, epoch, metric, value):
         """Records which epoch is the best by a test metric."""
         record = {"epoch": epoch, "metric": metric, "value": value}
-        files.write_text(self._best_path, json.dumps(record) + "\n")
+        self._manifest.write_text(BEST, json.dumps(record) + "\n")
 
     def directory(self, epoch):
         """Returns where an epoch's checkpoint lies."""
@@ -284,10 +341,38 @@ class Checkpoints:
     def _partial_directory(self, epoch):
         return self.path / f".epoch-{epoch:04d}.partial"
 
+    def identity(self):
+        """Returns the identity of the run whose checkpoints these say to be.
+
+        Returns:
+            str, None if none tells.
+        """
+        for epoch in self.epochs():
+            path = self.directory(epoch) / "weights.safetensors"
+            with (
+                contextlib.suppress(*_DAMAGED),
+                safetensors.safe_open(path, "numpy") as file,
+            ):
+                return (file.metadata() or {}).get("run")
+        return None
+
+    def _labels(self, directory):
+        """Returns what is written into a checkpoint, to tell it from others."""
+        identity = self._manifest.identity
+        place = {"checkpoint": directory.name.strip(".")}
+        return place | ({"run": identity} if identity else {})
+
     def _read(self, path):
         try:
-            return read_arrays(path)
+            return read_arrays(path, **self._labels(path.parent))
         except UserError as error:
+            # A run that goes on may have removed it since it was looked for.
+            if not path.parent.exists():
+                raise Absent(
+                    f"{self.path.parent} no longer has a checkpoint of "
+                    f"{path.parent.name}: it was removed just now, as the "
+                    "run's keep_epochs has it. Name another epoch."
+                ) from error
             raise UserError(
                 f"The checkpoint {path.parent} is damaged: {error} Remove "
                 "that directory and run the training command again, or name "
@@ -295,7 +380,7 @@ class Checkpoints:
             ) from error
 
 
-def _write_state(directory, weights, optimizer):
-    write_arrays(directory / "weights.safetensors", weights)
+def _write_state(directory, weights, optimizer, labels):
+    write_arrays(directory / "weights.safetensors", weights, **labels)
     if optimizer is not None:
-        write_arrays(directory / "optimizer.safetensors", optimizer)
+        write_arrays(directory / "optimizer.safetensors", optimizer, **labels)

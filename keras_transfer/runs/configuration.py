@@ -35,6 +35,24 @@ def bindings(config):
     return found
 
 
+def value(config, name):
+    """Returns what a gin text binds to a parameter.
+
+    Args:
+        config: str.
+        name: str, configurable and parameter, such as "train.seed".
+
+    Raises:
+        SyntaxError, tokenize.TokenError: if it is not gin.
+        KeyError: if it binds nothing.
+    """
+    for key, found in bindings(config).items():
+        # Gin writes module names before a name that is not unique.
+        if f".{key}".endswith(f".{name}"):
+            return found
+    raise KeyError(name)
+
+
 def import_modules(config, run_path):
     """Imports the modules that a gin text imports, for the layers they define.
 

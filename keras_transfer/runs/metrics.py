@@ -3,47 +3,58 @@
 import csv
 import io
 
-from keras_transfer import files
+from keras_transfer import reading
 from keras_transfer.errors import UserError
 
 
-def write_rows(path, rows):
-    """Writes metrics.csv from dicts that share the first one's keys.
+def to_text(rows):
+    """Returns metrics.csv of dicts that share the first one's keys.
 
     Args:
-        path: the file.
         rows: list of dicts.
-
-    Raises:
-        UserError: if it cannot be written.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    files.write_text(path, text.getvalue())
+    return text.getvalue()
 
 
-def read_rows(path):
-    """Returns metrics.csv as a list of dicts of strings, [] if absent."""
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def read_rows(text, path):
+    """Returns metrics.csv as a list of dicts of strings.
+
+    Args:
+        text: str, its content.
+        path: the file, to name it.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    with reading.damaged(path):
+        rows = list(csv.DictReader(io.StringIO(text)))
+        for row in rows:
+            int(row["epoch"])
+            row["split"].strip()
+        return rows
 
 
-def read_table(path):
+def as_table(content, path):
     """Returns metrics.csv as a `pandas.DataFrame`.
 
     Args:
-        path: the file.
+        content: bytes.
+        path: the file, to name it.
 
     Raises:
-        ValueError: if it is damaged; or what pandas raises.
+        UserError: if it is damaged.
     """
-    import pandas
+    table = reading.as_table(content, path, index_col=False)
+    with reading.damaged(path):
+        _check_table(table)
+    return table
 
-    table = pandas.read_csv(path, index_col=False)
+
+def _check_table(table):
     if not len(table) or table["split"].dtype.kind in "iufb":
         raise ValueError("it has no rows of an evaluation")
     numbers = table.drop(columns="split").dtypes
@@ -52,14 +63,14 @@ def read_table(path):
             raise ValueError(f"column {name} holds more than numbers")
     if numbers["epoch"].kind == "f" or table["split"].isna().any():
         raise ValueError("a row is cut short")
-    return table
 
 
-def check_rows(path, last, metric):
+def check_rows(rows, path, last, metric):
     """Checks that metrics.csv has every row up to an epoch.
 
     Args:
-        path: the file.
+        rows: list of dicts, what `read_rows` returned.
+        path: the file, to name it.
         last: int, the epoch.
         metric: str, the column that ranks epochs.
 
@@ -72,7 +83,7 @@ def check_rows(path, last, metric):
         for split in ("train", "test")
     }
     try:
-        rows = [row for row in read_rows(path) if int(row["epoch"]) <= last]
+        rows = [row for row in rows if int(row["epoch"]) <= last]
         for row in rows:
             int(row["step"]), float(row["loss"])
             # Multi-label training has no metric of its own.

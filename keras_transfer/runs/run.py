@@ -5,31 +5,48 @@
     data.json       how to load the dataset again, its `Info` and fingerprint
     checkpoints/    see `checkpoints`; epoch 0 is the initialization
     metrics.csv     one row per evaluation
+    manifest.json   which run this is, and hashes of the files above (see
+                    `manifest`)
     tensorboard/    event files
 
 Everything but the event files appears whole or not at all: it is written aside
 and renamed. The order of writing makes every moment a good one to be killed at:
-metrics.csv first, then the checkpoint.
+TensorBoard's events and metrics.csv first, then the checkpoint.
 """
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import json
 import math
 import pathlib
+import re
 import tokenize
 
 from absl import logging
 
 # Its layers are registered, to be read back.
-from keras_transfer import data, files, models  # noqa: F401
+from keras_transfer import data, files, models, reading  # noqa: F401
 from keras_transfer.errors import UserError
+from keras_transfer.manifest import Manifest, check_kind
 from keras_transfer.models.weights import assign_weights, named_weights
 from keras_transfer.runs import architecture, configuration, metrics
-from keras_transfer.runs.checkpoints import Checkpoints
+from keras_transfer.runs.checkpoints import (
+    BEST,
+    Absent,
+    Checkpoints,
+    check_finite,
+)
 from keras_transfer.runs.summaries import Summaries
+
+_CONFIG, _MODEL, _DATA, _METRICS = (
+    "config.gin",
+    "model.json",
+    "data.json",
+    "metrics.csv",
+)
+# How often "last" and "best" are looked up anew when what they were is gone.
+_TRIES = 5
 
 
 class Run:
@@ -41,42 +58,58 @@ class Run:
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
-        self.config_path = self.path / "config.gin"
-        self.metrics_path = self.path / "metrics.csv"
+        self.config_path = self.path / _CONFIG
+        self.metrics_path = self.path / _METRICS
         self.tensorboard_path = self.path / "tensorboard"
         self.checkpoints_path = self.path / "checkpoints"
-        self._model_path = self.path / "model.json"
-        self._data_path = self.path / "data.json"
-        self._checkpoints = Checkpoints(self.checkpoints_path)
+        self._model_path = self.path / _MODEL
+        self._data_path = self.path / _DATA
+        self._manifest = Manifest(self.path, "run")
+        self._checkpoints = Checkpoints(self.checkpoints_path, self._manifest)
+        self._progress_told = False
 
     # Writing.
 
-    def begin(self, config, model, dataset):
+    def begin(self, config, model, dataset, source=None):
         """Writes what is needed to repeat the run and to read it back.
 
         Args:
             config: str, the operative gin configuration.
             model: the `keras.Model` that is trained.
             dataset: the `data.Dataset` it is trained on.
+            source: P's `Run`, if there is one.
 
         Raises:
-            UserError: if it cannot be written.
+            UserError: if it cannot be written, or the directory is another's.
         """
         text = architecture.to_text(model)
+        self._check_free()
+        self._manifest.claim((_MODEL, _DATA, _METRICS, "checkpoints"))
+        if isinstance(source, Run):
+            self._manifest.write_note("pretrained", source.identity)
         with files.writing(self.path):
             self.checkpoints_path.mkdir(parents=True, exist_ok=True)
-        files.write_text(self._model_path, text)
+        self._manifest.write_text(_MODEL, text)
         description = {
             "factory": dataset.factory,
             "arguments": dataset.arguments,
             "info": dataclasses.asdict(dataset.info),
             "fingerprint": dataset.fingerprint,
         }
-        files.write_text(
-            self._data_path, json.dumps(description, indent=2) + "\n"
+        self._manifest.write_text(
+            _DATA, json.dumps(description, indent=2) + "\n"
         )
         # Last, because its presence says that the directory is a run.
-        files.write_text(self.config_path, config)
+        self._manifest.write_text(_CONFIG, config)
+
+    def _check_free(self):
+        """Raises a `UserError` if a run without configuration is here."""
+        if self.epochs() and not self.config_path.exists():
+            raise UserError(
+                f"{self.path} holds checkpoints but no config.gin, which says "
+                "what run they are of. Nothing was changed; put back a copy of "
+                "config.gin, or give another --work_dir."
+            )
 
     def save(self, epoch, model, optimizer=None):
         """Writes one epoch's checkpoint; it appears when it is complete.
@@ -117,11 +150,7 @@ class Run:
             step: int, optimizer steps taken.
             summaries: {split: {column: value}}, loss and metrics.
         """
-        earlier = [
-            row
-            for row in metrics.read_rows(self.metrics_path)
-            if int(row["epoch"]) < epoch
-        ]
+        earlier = [row for row in self._rows() if int(row["epoch"]) < epoch]
         new = [
             {"epoch": epoch, "step": step, "split": split}
             | {name: f"{value:.9g}" for name, value in summary.items()}
@@ -131,7 +160,15 @@ class Run:
 
     def write_metrics(self, rows):
         """Writes metrics.csv from dicts that share the first one's keys."""
-        metrics.write_rows(self.metrics_path, rows)
+        self._manifest.write_text(_METRICS, metrics.to_text(rows))
+
+    def _rows(self):
+        """Returns metrics.csv as a list of dicts of str, [] if absent."""
+        if not self.metrics_path.exists():
+            return []
+        return metrics.read_rows(
+            self._manifest.read_text(_METRICS), self.metrics_path
+        )
 
     def keep(self, last, metric, epochs="all"):
         """Records the best epoch and removes checkpoints not to be kept.
@@ -145,7 +182,7 @@ class Run:
         kept = {epoch for epoch in self.epochs() if epoch <= last}
         values = {
             int(row["epoch"]): float(row[metric])
-            for row in metrics.read_rows(self.metrics_path)
+            for row in self._rows()
             if row["split"] == "test" and int(row["epoch"]) in kept
         }
         finite = {e: v for e, v in values.items() if not math.isnan(v)}
@@ -183,9 +220,16 @@ class Run:
             is one; None if nothing was kept.
 
         Raises:
-            UserError: if every checkpoint is damaged, or metrics.csv is.
+            UserError: if every checkpoint is damaged, or another file is.
         """
         epochs = self.epochs()
+        if epochs and self._manifest.identity is None:
+            # Of a former version, or lost.
+            self._manifest.adopt(
+                (_CONFIG, _MODEL, _DATA, _METRICS, BEST),
+                self._checkpoints.identity(),
+            )
+        self.check_readable()
         for epoch in reversed(epochs):
             self._checkpoints.check_format(epoch)
             try:
@@ -193,7 +237,7 @@ class Run:
             except UserError as error:
                 logging.warning("%s Going back to an earlier one.", error)
                 continue
-            metrics.check_rows(self.metrics_path, epoch, metric)
+            metrics.check_rows(self._rows(), self.metrics_path, epoch, metric)
             return self._newest_partial(epoch + 1) or checkpoint
         if epochs:
             raise UserError(
@@ -211,12 +255,80 @@ class Run:
             )
             return None
 
+    def check_readable(self):
+        """Checks what others will read of the run, save the weights.
+
+        Raises:
+            UserError: naming a file that is damaged.
+        """
+        self._manifest.read_object(_MODEL)
+        self.info()
+
+    def check_configuration(self, config, source=None):
+        """Checks that a run was begun with a configuration.
+
+        Where P lies does not matter, if it is the same P.
+
+        Args:
+            config: str, the operative gin configuration of now.
+            source: P's `Run`, if there is one.
+
+        Raises:
+            UserError: saying in what they differ.
+        """
+        # What is the same needs no hash to be right.
+        content = reading.read_bytes(self.config_path)
+        text = reading.as_text(content, self.config_path)
+        old, new = set(text.splitlines()), set(config.splitlines())
+        if old == new:
+            return
+        if self._is_from(source) and _without_p(text) == _without_p(config):
+            self._manifest.write_text(_CONFIG, config)
+            return
+        changes = "\n".join(
+            [f"  there: {line}" for line in sorted(old - new)]
+            + [f"  now:   {line}" for line in sorted(new - old)]
+        )
+        raise UserError(
+            f"{self.path} holds a run of another configuration; give another "
+            "--work_dir, or the configuration it was begun with, "
+            f"{self.config_path}. They differ in:\n{changes}"
+        )
+
+    def _is_from(self, source):
+        """Returns whether a run is the P that this one was begun from."""
+        expected = self._manifest.note("pretrained")
+        return (
+            isinstance(source, Run)
+            and expected is not None
+            and expected == source.identity
+        )
+
     # Reading.
 
     @property
     def exists(self):
         """Whether a run was begun here."""
-        return self.config_path.is_file()
+        return self.config_path.is_file() and (
+            self._manifest.kind in (None, "run")
+        )
+
+    @property
+    def identity(self):
+        """What tells the run from all others, a str; None if unknown."""
+        return self._manifest.identity
+
+    def progress(self):
+        """Returns how far the run has come.
+
+        Returns:
+            (epochs trained, epochs to train); the latter None if its
+            configuration does not say.
+        """
+        total = None
+        with contextlib.suppress(KeyError), self._config() as config:
+            total = configuration.value(config, "train.epochs")
+        return max(self.epochs(), default=0), total
 
     def epochs(self):
         """Returns the epochs that have a checkpoint, ascending."""
@@ -231,17 +343,15 @@ class Run:
         Raises:
             UserError: if none was recorded.
         """
-        path = self.checkpoints_path / "best.json"
-        best = _read_json(path, "epoch", "metric", "value")
-        if not isinstance(best["epoch"], int):
-            raise UserError(
-                f"{path} is damaged: its epoch is not a whole number. "
-                f"Received: {best['epoch']!r}"
-            )
-        return best
+        best = self._manifest.read_object(
+            BEST, epoch=int, metric=str, value=(float, int)
+        )
+        return {name: best[name] for name in ("epoch", "metric", "value")}
 
     def resolve_epoch(self, epoch):
         """Returns the checkpointed epoch meant by "best", "last" or a number.
+
+        That the run is not finished is said in a warning, once.
 
         Raises:
             UserError: if there is no such checkpoint.
@@ -252,13 +362,15 @@ class Run:
                 f"{self.path} holds no checkpoint. Train it first with "
                 "bin/train, or name another run."
             )
+        self._tell_progress()
         if epoch == "last":
             return epochs[-1]
         if epoch == "best":
             epoch = self.best()["epoch"]
-        elif not str(epoch).isdigit():
+        elif not re.fullmatch("[0-9]{1,9}", str(epoch)):
             raise UserError(
-                f'An epoch is "best", "last" or a number. Received: {epoch!r}'
+                'An epoch is "best", "last" or a number. Received: '
+                f"{str(epoch)!r:.80}"
             )
         if int(epoch) not in epochs:
             raise UserError(
@@ -266,6 +378,19 @@ class Run:
                 f"{_ranges(epochs)}."
             )
         return int(epoch)
+
+    def _tell_progress(self):
+        if self._progress_told or not self.exists:
+            return
+        self._progress_told = True
+        done, total = self.progress()
+        if isinstance(total, int) and done < total:
+            logging.warning(
+                "The run %s is not finished: it has come to epoch %d of %d.",
+                self.path,
+                done,
+                total,
+            )
 
     def load_model(self, epoch="last"):
         """Returns the `keras.Model` with one epoch's weights, as trained.
@@ -280,10 +405,10 @@ class Run:
         self._import_modules()
         weights = self.load_weights(epoch)
         model = architecture.from_text(
-            _read_text(self._model_path), self._model_path
+            self._manifest.read_text(_MODEL), self._model_path
         )
-        directory = self._checkpoints.directory(self.resolve_epoch(epoch))
-        assign_weights(model, weights, f"The checkpoint {directory}")
+        what = f"The checkpoint of epoch {epoch} in {self.checkpoints_path}"
+        assign_weights(model, weights, what)
         return model
 
     def load_weights(self, epoch="last"):
@@ -299,7 +424,17 @@ class Run:
             UserError: as `load_model`.
         """
         self.check_exists()
-        return self._checkpoints.read_weights(self.resolve_epoch(epoch))
+        for left in reversed(range(_TRIES)):
+            number = self.resolve_epoch(epoch)
+            try:
+                weights = self._checkpoints.read_weights(number)
+                break
+            except Absent:
+                if not left:
+                    raise
+        directory = self._checkpoints.directory(number)
+        check_finite(weights, f"The checkpoint {directory}")
+        return weights
 
     def load_data(self, data_dir=None):
         """Returns the `data.Dataset` the run was trained on.
@@ -314,7 +449,7 @@ class Run:
                 or the function that made them, if it is the user's own.
         """
         self._import_modules()
-        description = _read_json(self._data_path, "arguments", "info")
+        description = self._description()
         factory = description.get("factory", "load")
         arguments = description["arguments"]
         if factory is None:
@@ -364,19 +499,25 @@ class Run:
         Returns:
             List of phrases; empty if nothing differs.
         """
-        description = _read_json(self._data_path, "info")
+        description = self._description()
         recorded = description.get("fingerprint", {})
-        with _damaged(self._data_path):
+        with reading.damaged(self._data_path):
             return data.differences(dataset, self.info(), recorded)
 
     def info(self):
         """Returns the `data.Info` of the run's dataset, without loading it."""
         self.check_exists()
-        description = _read_json(self._data_path, "arguments", "info")
-        with _damaged(self._data_path):
+        description = self._description()
+        with reading.damaged(self._data_path):
             info = data.Info(**description["info"])
             data.check_info(info)
         return info
+
+    def _description(self):
+        """Returns what is in data.json, a dict."""
+        return self._manifest.read_object(
+            _DATA, arguments=(dict, type(None)), info=dict
+        )
 
     def metrics(self):
         """Returns metrics.csv as a `pandas.DataFrame`.
@@ -386,8 +527,8 @@ class Run:
         and accuracy (in [0, 1]), or auc and one column per finding.
         """
         self.check_exists()
-        with _damaged(self.metrics_path):
-            return metrics.read_table(self.metrics_path)
+        content = self._manifest.read_bytes(_METRICS)
+        return metrics.as_table(content, self.metrics_path)
 
     def binding(self, name):
         """Returns what a parameter was bound to in training.
@@ -402,19 +543,18 @@ class Run:
         Raises:
             UserError: if this is not a run, or nothing is bound.
         """
-        with self._config() as config:
-            found = configuration.bindings(config)
-        for key, value in found.items():
-            # Gin writes module names before a name that is not unique.
-            if f".{key}".endswith(f".{name}"):
-                return value
-        raise UserError(
-            f"{self.config_path} must bind {name}, as that of a run of "
-            "bin/train does. Received: nothing of that name."
-        )
+        try:
+            with self._config() as config:
+                return configuration.value(config, name)
+        except KeyError as error:
+            raise UserError(
+                f"{self.config_path} must bind {name}, as that of a run of "
+                "bin/train does. Received: nothing of that name."
+            ) from error
 
     def check_exists(self):
         """Raises a `UserError` if no run was begun here."""
+        check_kind(self.path, "run", self._manifest.kind)
         if not self.exists:
             raise UserError(
                 f"{self.path} is not a run directory: it has no config.gin. "
@@ -428,9 +568,15 @@ class Run:
     @contextlib.contextmanager
     def _config(self):
         self.check_exists()
+        config = self._manifest.read_text(_CONFIG)
         try:
-            yield _read_text(self.config_path)
-        except (SyntaxError, tokenize.TokenError) as error:
+            yield config
+        except (
+            SyntaxError,
+            tokenize.TokenError,
+            RecursionError,
+            MemoryError,
+        ) as error:
             raise UserError(
                 f"{self.config_path} is damaged: {error}"
             ) from error
@@ -442,42 +588,17 @@ def _values(state):
     return state if is_read else named_weights(state)
 
 
-def _read_text(path):
+def _without_p(config):
+    """Returns what a configuration binds, save where P lies."""
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged: it is not text.") from error
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read, so this is not a complete run directory: "
-            f"{error.strerror}"
-        ) from error
-
-
-def _read_json(path, *keys):
-    """Returns the object in a JSON file, which must have these keys."""
-    text = _read_text(path)
-    with _damaged(path):
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise TypeError("it does not hold an object")
-        if missing := set(keys) - found.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    return found
-
-
-@contextlib.contextmanager
-def _damaged(path):
-    """Turns what the content of a file leads to into a plain sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise UserError(
-            f"{path} is damaged: {error}. Put back a copy of it, or train "
-            "the run again."
-        ) from error
+        found = configuration.bindings(config)
+    except (SyntaxError, tokenize.TokenError):
+        return None
+    return {
+        name: value
+        for name, value in found.items()
+        if not f".{name}".endswith(".train.pretrained")
+    }
 
 
 def _ranges(epochs):

@@ -4,7 +4,9 @@ Each analysis declares the statistics that its claims stand or fall with; the
 paper's are C1 to C12.
 """
 
+import errno
 import math
+import os
 import pathlib
 import re
 
@@ -12,6 +14,7 @@ from absl import logging
 
 from keras_transfer.analysis.declaration import Refuted, all_analyses
 from keras_transfer.errors import UserError
+from keras_transfer.manifest import Manifest
 
 # From worst to best.
 FINDINGS = ("not decided", "not reproduced", "inconclusive", "reproduced")
@@ -124,9 +127,13 @@ def find_table(directory, name, analysis):
     return expected if expected in found or not found else found[0]
 
 
-def _row(analysis, statistic, directory, target):
-    import pandas
+def _read_table(path):
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return Manifest(path.parent).read_table(path.name)
 
+
+def _row(analysis, statistic, directory, target):
     paths = [
         find_table(directory / target, name, analysis.name)
         for name in statistic.tables
@@ -136,7 +143,7 @@ def _row(analysis, statistic, directory, target):
     value = low = high = math.nan
     note, refuted = "", False
     try:
-        value, low, high = statistic.compute(*map(pandas.read_csv, paths))
+        value, low, high = statistic.compute(*map(_read_table, paths))
     except Refuted as error:
         note, refuted = str(error), True
     except FileNotFoundError as error:

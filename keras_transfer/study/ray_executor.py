@@ -19,6 +19,7 @@ _SECONDS_FOR_LOCK = 120.0
 _SECONDS_TO_STOP = 30.0
 # How soon a signal is answered.
 _SECONDS_BETWEEN_CHECKS = 0.5
+_SEVERAL_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # What a cluster may take to answer; Ray itself would try for minutes.
 _SECONDS_TO_REACH = 10.0
 
@@ -153,6 +154,8 @@ def _connected(address):
     # Ray would report its use to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        if address is None:
+            _listen_to_this_machine()
         import ray
     except ImportError as error:
         raise UserError(
@@ -162,7 +165,11 @@ def _connected(address):
         ) from error
     # Libraries shall use as many threads as without Ray: it decides their sums.
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    arguments = {} if address else {"include_dashboard": False}
+    arguments = (
+        {}
+        if address
+        else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    )
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
@@ -184,6 +191,19 @@ def _connected(address):
         # Ray has put one of its own in its place, which just ends the process.
         signal.signal(signal.SIGTERM, handler)
     return ray
+
+
+def _listen_to_this_machine():
+    """Has a cluster that is started next listen to no other machine.
+
+    It has no password. Ray itself replaces 127.0.0.1 by the address of the
+    network, save where it knows no clusters of several machines, which is what
+    this variable says, also to the processes that it starts.
+    """
+    os.environ[_SEVERAL_MACHINES] = "0"
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _check_listens(address):

@@ -14,7 +14,9 @@ import jinja2
 import numpy as np
 
 from keras_transfer.analysis.drawing import colour, new_figure
+from keras_transfer.errors import UserError
 from keras_transfer.files import write_text
+from keras_transfer.manifest import Manifest
 
 # A verdict's symbol; none depends on its colour to be told from another.
 SYMBOLS = {
@@ -201,7 +203,7 @@ class _Files:
         if name in self._figures:
             return dataclasses.replace(self._figures[name], source="", alt=alt)
         image = _read(self._directory / f"{name}.png")
-        if not image.startswith(_PNG_SIGNATURE):
+        if not image.startswith(_PNG_SIGNATURE) or len(image) < 24:
             return _Figure(name, alt)
         self._figures[name] = self._numbered(name, alt, image, _DENSITY)
         return self._figures[name]
@@ -238,8 +240,8 @@ class _Files:
 def _read(path):
     """Returns a file's bytes, none if there is no such file."""
     try:
-        return path.read_bytes()
-    except OSError:
+        return Manifest(path.parent).read_bytes(path.name)
+    except UserError:
         return b""
 
 

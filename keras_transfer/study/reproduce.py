@@ -10,7 +10,7 @@ from keras_transfer import objectives
 from keras_transfer.analysis.declaration import all_analyses
 from keras_transfer.analysis.feature_reuse import learning_summary
 from keras_transfer.errors import UserError
-from keras_transfer.files import write_text
+from keras_transfer.manifest import Manifest, csv_text
 from keras_transfer.runs import Run
 from keras_transfer.study.claims import decide, shown_figure, statistics
 from keras_transfer.study.report import Report, write_report
@@ -45,14 +45,12 @@ def reproduce(study, work_dir, executor=None):
     """
     config = gin.config_str()
     runner = Runner(work_dir, study.tasks())
-    runner.path.mkdir(parents=True, exist_ok=True)
-    write_text(runner.path / "config.gin", config)
+    runner.check_free()
+    manifest = _claimed(runner.path)
+    manifest.write_text("config.gin", config)
     outcomes = runner.run(executor)
     claims = decide(runner.path / "analyses", study.targets)
-    write_text(
-        runner.path / "claims.csv",
-        claims.to_csv(index=False, lineterminator="\n"),
-    )
+    manifest.write_text("claims.csv", csv_text(claims))
     report = _report(study, runner.path, outcomes, claims, config)
     write_report(runner.path / "report.html", report)
     print(f"\n{_summary(claims)}\n\nReport: {runner.path / 'report.html'}")
@@ -63,6 +61,17 @@ def reproduce(study, work_dir, executor=None):
             f"{', '.join(failed)}. The report shows why; the same command "
             "tries them again."
         )
+
+
+def _claimed(path):
+    """Returns the `Manifest` of a study's directory, made if need be."""
+    manifest = Manifest(path, "study")
+    names = ("config.gin", "claims.csv", "report.html")
+    if manifest.kind is None and next(path.glob("runs/*/task.json"), None):
+        # Of a version that wrote none.
+        manifest.adopt(names)
+    manifest.claim(names)
+    return manifest
 
 
 def _summary(claims):
@@ -167,8 +176,6 @@ def _drawn(figure, place, path):
         place: str, the directory within the study's.
         path: `pathlib.Path` of the study.
     """
-    import pandas
-
     # Some are drawn from what is in no table, and have one of their own name.
     written = [
         f"{place}/{name}"
@@ -178,7 +185,9 @@ def _drawn(figure, place, path):
     table = next(iter(written), "")
     titles = {figure.name: figure.title}
     if "{kind}" in figure.name and table:
-        kinds = pandas.read_csv(path / f"{table}.csv", usecols=["kind"]).kind
+        file = path / f"{table}.csv"
+        read = Manifest(file.parent).read_table(file.name, usecols=["kind"])
+        kinds = read.kind
         titles = {
             figure.name.replace("{kind}", kind): f"{figure.title}, {kind}"
             for kind in kinds.unique()

@@ -78,11 +78,20 @@ class Runner:
 
         Returns:
             list of `Outcome`, one per task.
+
+        Raises:
+            UserError: if a task's directory holds what is not the study's.
         """
+        self.check_free()
         outcomes = {}
         with (
             executor or tasks.InTurn() as executor,
-            tqdm(total=len(self.tasks), unit="task", dynamic_ncols=True) as bar,
+            tqdm(
+                total=len(self.tasks),
+                unit="task",
+                dynamic_ncols=True,
+                disable=None,
+            ) as bar,
         ):
             while len(outcomes) < len(self.tasks):
                 self._submit_ready(executor, outcomes, bar)
@@ -101,9 +110,23 @@ class Runner:
     def is_current(self, task):
         """Returns whether a task is finished, from what is there now."""
         record = self.record(task)
-        return record.get("state") == "finished" and tasks.matches(
-            record, self._identity(task)
+        return (
+            record.get("state") == "finished"
+            and tasks.matches(record, self._identity(task))
+            and (
+                task.command == "train"
+                or tasks.is_intact(self.path / task.name)
+            )
         )
+
+    def check_free(self):
+        """Checks that no task's directory holds what is not the study's.
+
+        Raises:
+            UserError: naming the first that does.
+        """
+        for task in self.tasks:
+            tasks.check_ours(self.path / task.name)
 
     def _submit_ready(self, executor, outcomes, bar):
         """Settles what need not be done, and submits what can be begun."""
@@ -134,7 +157,12 @@ class Runner:
     def _outcome(self, task):
         record = self.record(task)
         log = tasks.read_log(self.path / task.name)
-        return Outcome(task, record["state"], record["seconds"], log)
+        return Outcome(
+            task,
+            record.get("state", "failed"),
+            record.get("seconds", float("nan")),
+            log,
+        )
 
     def _job(self, task):
         lines = _lines(task, lambda other: str(self.path / other.name))

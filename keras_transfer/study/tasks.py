@@ -1,9 +1,11 @@
 """Running one task of a study: in this process or, as a job, elsewhere."""
 
+import contextlib
 import dataclasses
+import hashlib
 import json
+import os
 import pathlib
-import shutil
 import sys
 import time
 import traceback
@@ -14,13 +16,25 @@ import keras
 from absl import logging
 from tqdm import tqdm
 
-from keras_transfer import config, files
+from keras_transfer import config, files, reading
 from keras_transfer.analysis.analyze import analyze
 from keras_transfer.errors import UserError
+from keras_transfer.manifest import Manifest
 from keras_transfer.training import train
 
 _RECORD = "task.json"
 _LOG = "error.log"
+# Within the study: what tasks were before their configuration changed.
+_REPLACED = "replaced"
+# What there may be in the record, and of what types.
+_TYPES = {
+    "state": str,
+    "seconds": (float, int),
+    "completion": str,
+    "command": str,
+    "config": str,
+    "needs": dict,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +66,24 @@ def read_record(path):
         path: `pathlib.Path` of the directory.
     """
     path = path / _RECORD
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except ValueError as error:
-        logging.warning(
-            "%s is damaged (%s); the task is done again.", path, error
-        )
+    try:
+        content = reading.read_bytes(path)
+        found = reading.as_object(content, path)
+        types = {name: _TYPES[name] for name in _TYPES.keys() & found.keys()}
+        return reading.as_object(content, path, **types)
+    except UserError as error:
+        logging.warning("%s The task is done again.", error)
         return {}
 
 
 def read_log(path):
     """Returns why the task in a directory failed, "" if it did not."""
-    log = path / _LOG
-    return log.read_text(encoding="utf-8") if log.is_file() else ""
+    try:
+        return (path / _LOG).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def matches(record, identity):
@@ -74,11 +91,48 @@ def matches(record, identity):
     return {key: record.get(key) for key in identity} == identity
 
 
+def check_ours(path):
+    """Checks that a task's directory holds nothing that is not the task's.
+
+    Args:
+        path: `pathlib.Path`; the directory may be absent.
+
+    Raises:
+        UserError: if something is there and no task.json that accounts for it.
+    """
+    if path.is_dir() and not os.path.lexists(path / _RECORD):
+        names = [
+            name
+            for name in sorted(os.listdir(path))
+            if not name.startswith(".") and name != _LOG
+        ]
+        if names:
+            raise UserError(
+                f"{path} holds what no study has made: {', '.join(names[:5])}. "
+                "Nothing was changed; move it away, or give another --work_dir."
+            )
+
+
+def is_intact(path):
+    """Returns whether the files of a finished analysis are as written.
+
+    Args:
+        path: `pathlib.Path` of its directory.
+    """
+    try:
+        Manifest(path).check()
+    except UserError as error:
+        logging.warning("%s The analysis is done again.", error)
+        return False
+    return True
+
+
 def run_job(job, loaded=None, seconds=0.0):
     """Trains or analyses, and records how that ended.
 
     What was done of the same job before is continued; what another one left in
-    the directory is removed.
+    the directory is moved to `replaced/` in the study, and comes back when its
+    configuration does.
 
     Args:
         job: the `Job`.
@@ -90,19 +144,70 @@ def run_job(job, loaded=None, seconds=0.0):
         The `Models` of an analysis, None otherwise.
 
     Raises:
-        UserError: if another process works in the directory.
+        UserError: if another process works in the directory, or something is
+            there that no study has made.
     """
-    with files.hold(job.path, seconds):
-        old = read_record(job.path)
-        if not matches(old, job.identity):
+    while True:
+        with files.hold(job.path, seconds):
+            check_ours(job.path)
+            old = read_record(job.path)
+            if matches(old, job.identity) or not _is_begun(job.path):
+                return _go_on(job, loaded, old)
             # Another configuration's, or made from what has been made anew.
-            _clear(job.path)
-            old = {}
-        elif old.get("state") == "finished":
-            # By a worker that was lost before it could tell.
-            return None
-        (job.path / _LOG).unlink(missing_ok=True)
-        return _run_recorded(job, loaded, old.get("seconds", 0.0))
+            _set_aside(job, old)
+        _bring_back(job)
+
+
+def _go_on(job, loaded, old):
+    if old.get("state") == "finished" and (
+        job.identity["command"] == "train" or is_intact(job.path)
+    ):
+        # By a worker that was lost before it could tell.
+        return None
+    (job.path / _LOG).unlink(missing_ok=True)
+    return _run_recorded(job, loaded, old.get("seconds", 0.0))
+
+
+def _is_begun(path):
+    return os.path.lexists(path / _RECORD)
+
+
+def _set_aside(job, record):
+    """Moves a held directory away as it is."""
+    place = _replaced(job, record)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while os.path.lexists(target := place.with_name(f"{place.name}_{number}")):
+        number += 1
+    with files.writing(target):
+        os.rename(job.path, target)
+        (target / files.LOCK_NAME).unlink(missing_ok=True)
+    logging.warning(
+        "%s was of another configuration, or made from what was made anew. It "
+        "is kept in %s; remove that if it is not wanted.",
+        job.name,
+        target,
+    )
+
+
+def _bring_back(job):
+    """Moves what was set aside back, if it is what the job would make."""
+    place = _replaced(job, job.identity)
+    for found in sorted(place.parent.glob(f"{place.name}_*")):
+        record = read_record(found)
+        is_done = record.get("state") == "finished"
+        if is_done and matches(record, job.identity):
+            with contextlib.suppress(OSError):
+                os.rename(found, job.path)
+            return
+
+
+def _replaced(job, record):
+    """Returns where a task of a record is kept, without a number."""
+    study = job.path.parents[len(pathlib.PurePath(job.name).parts) - 1]
+    told = [record.get(name) for name in ("command", "config", "needs")]
+    digest = hashlib.blake2b(json.dumps(told).encode(), digest_size=6)
+    return study / _REPLACED / job.name / digest.hexdigest()
 
 
 def _run_recorded(job, loaded, spent):
@@ -167,15 +272,6 @@ def _write_failure(job, record, log):
 
 def _write(path, record):
     files.write_text(path / _RECORD, json.dumps(record, indent=2) + "\n")
-
-
-def _clear(directory):
-    """Removes what a held directory contains, save the lock."""
-    for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != files.LOCK_NAME:
-            path.unlink()
 
 
 class InTurn:

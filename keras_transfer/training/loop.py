@@ -1,5 +1,6 @@
 """Training one model, from a configuration to a run directory."""
 
+import contextlib
 import time
 
 import gin
@@ -7,11 +8,12 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from keras_transfer import objectives
+from keras_transfer import files, objectives, progress
 from keras_transfer.devices import has_accelerator
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run, architecture
+from keras_transfer.runs.checkpoints import check_finite
 from keras_transfer.training import cluster, factories, setup
 from keras_transfer.training.interruption import DeferredSignals, Stop
 from keras_transfer.training.optimizers import SGD
@@ -19,6 +21,12 @@ from keras_transfer.training.step import Trainer
 
 # Images on which a model read back is compared with the one in memory.
 _NUM_COMPARED = 4
+
+_DIVERGED = (
+    "Most likely the learning rate is too high: lower schedule's base_rate, "
+    "lengthen its warmup_epochs, or bound the gradient with "
+    "SGD.global_clipnorm. The checkpoints of the epochs before are kept."
+)
 
 
 @gin.configurable
@@ -106,7 +114,11 @@ def train(
     steps = dataset.steps_per_epoch(batch_size, strategy.num_replicas_in_sync)
     # On the CPU the step finishes its batches itself; see `train_parts`.
     in_step = dataset.in_memory and not has_accelerator()
-    with setup.dtype_policy(dtype_policy), strategy.scope():
+    with (
+        setup.dtype_policy(dtype_policy),
+        strategy.scope(),
+        architecture.within_memory("train.model"),
+    ):
         net = setup.start_model(
             model, dataset.info, seed, source, pretrained_epoch
         )
@@ -122,86 +134,98 @@ def train(
             else None,
         )
 
-    metric = objectives.metric_name(dataset.info.multi_label)
-    checkpoint = setup.resume(run, metric, dataset)
-    if checkpoint is not None and checkpoint.epoch == epochs:
-        print(f"{run.path} is finished: all {epochs} epochs are trained.")
-        return run
-    signals = DeferredSignals(active=cluster.num_workers(strategy) == 1)
-    evaluate = setup.evaluation(
-        trainer, dataset, eval_batch_size, signals.check
+    # Other workers write nothing.
+    alone = (
+        files.hold(work_dir, again=True)
+        if is_chief
+        else contextlib.nullcontext()
     )
+    with alone:
+        metric = objectives.metric_name(dataset.info.multi_label)
+        checkpoint = setup.resume(run, metric, dataset, source)
+        if checkpoint is not None and checkpoint.epoch == epochs:
+            print(f"{run.path} is finished: all {epochs} epochs are trained.")
+            return run
+        signals = DeferredSignals(active=cluster.num_workers(strategy) == 1)
+        evaluate = setup.evaluation(
+            trainer, dataset, eval_batch_size, signals.check
+        )
 
-    def finish_epoch(epoch, summaries, scalars):
-        state = trainer.state()
-        if is_chief:
-            run.add_metrics(epoch, epoch * steps, summaries)
-            run.save(epoch, *state)
-            run.keep(epoch, metric, keep_epochs)
-            run.summaries.write_scalars(epoch, summaries, scalars)
+        def finish_epoch(epoch, summaries, scalars):
+            state = trainer.state()
+            check_finite(state[0], f"The model after epoch {epoch}")
+            _check_loss(summaries["test"]["loss"], epoch)
+            if is_chief:
+                # The checkpoint says that all the others are there.
+                run.summaries.write_scalars(epoch, summaries, scalars)
+                run.add_metrics(epoch, epoch * steps, summaries)
+                run.save(epoch, *state)
+                run.keep(epoch, metric, keep_epochs)
 
-    if checkpoint is None:
-        images, _ = next(iter(dataset.train_batches(**drawn)))
-        architecture.check_read_back(net, images[:_NUM_COMPARED])
-        if is_chief:
-            _begin(run, net, dataset, images)
-        finish_epoch(0, {"test": evaluate()}, {})
-        done, taken = 0, np.empty((0, 2), np.float32)
-    else:
-        trainer.restore(checkpoint)
-        done, taken = checkpoint.epoch, checkpoint.steps
-        if is_chief:
-            run.keep(done, metric, keep_epochs)
+        if checkpoint is None:
+            images, _ = next(iter(dataset.train_batches(**drawn)))
+            architecture.check_read_back(net, images[:_NUM_COMPARED])
+            if is_chief:
+                _begin(run, net, dataset, images, source)
+            finish_epoch(0, {"test": evaluate()}, {})
+            done, taken = 0, np.empty((0, 2), np.float32)
+        else:
+            trainer.restore(checkpoint)
+            done, taken = checkpoint.epoch, checkpoint.steps
+            if is_chief:
+                run.keep(done, metric, keep_epochs)
 
-    batches = trainer.distribute(
-        dataset.train_parts if in_step else dataset.train_batches,
-        first_epoch=done,
-        first_step=len(taken),
-        **drawn,
-    )
-    batches = iter(batches)
-    bar = tqdm(
-        desc=run.path.name,
-        total=epochs * steps,
-        initial=done * steps + len(taken),
-        unit="step",
-        leave=None,  # When it is the only one, not within a study's.
-        disable=not is_chief,
-    )
-    with signals, cluster.working(strategy), bar:
-        for epoch in range(done + 1, epochs + 1):
-            rate, began = trainer.learning_rate, time.perf_counter()
-            missing = steps - len(taken)
-            try:
-                while len(taken) < steps:
-                    sums = trainer.take_steps(batches, steps - len(taken))
-                    _check_finite(sums, (epoch - 1) * steps + len(taken))
-                    taken = np.concatenate([taken, sums])
-                    bar.update(len(sums))
-                    signals.check()
-                seconds = time.perf_counter() - began
-                test = evaluate()
-            except Stop:
-                _save_partial(run, epoch, trainer.state(), taken)
-                raise
-            finish_epoch(
-                epoch,
-                {"train": trainer.summarize(taken), "test": test},
-                {
-                    "learning_rate": rate,
-                    "images_per_second": missing * batch_size / seconds,
-                },
-            )
-            taken = taken[:0]
-            bar.set_postfix_str(
-                f"epoch {epoch}/{epochs}, test {metric} {test[metric]:.4f}"
-            )
+        batches = trainer.distribute(
+            dataset.train_parts if in_step else dataset.train_batches,
+            first_epoch=done,
+            first_step=len(taken),
+            **drawn,
+        )
+        batches = iter(batches)
+        bar = tqdm(
+            desc=run.path.name,
+            total=epochs * steps,
+            initial=done * steps + len(taken),
+            unit="step",
+            leave=None,  # When it is the only one, not within a study's.
+            disable=None if is_chief else True,
+        )
+        with signals, cluster.working(strategy), bar:
+            for epoch in range(done + 1, epochs + 1):
+                rate, began = trainer.learning_rate, time.perf_counter()
+                missing = steps - len(taken)
+                try:
+                    while len(taken) < steps:
+                        sums = trainer.take_steps(batches, steps - len(taken))
+                        _check_finite(sums, (epoch - 1) * steps + len(taken))
+                        taken = np.concatenate([taken, sums])
+                        bar.update(len(sums))
+                        signals.check()
+                    seconds = time.perf_counter() - began
+                    test = evaluate()
+                except Stop:
+                    _save_partial(run, epoch, trainer.state(), taken)
+                    raise
+                finish_epoch(
+                    epoch,
+                    {"train": trainer.summarize(taken), "test": test},
+                    {
+                        "learning_rate": rate,
+                        "images_per_second": missing * batch_size / seconds,
+                    },
+                )
+                taken = taken[:0]
+                reached = f"test {metric} {test[metric]:.4f}"
+                reached = f"epoch {epoch}/{epochs}, {reached}"
+                bar.set_postfix_str(reached)
+                if is_chief:
+                    progress.tell(f"{run.path.name}: {reached}")
     return run
 
 
-def _begin(run, net, dataset, images):
+def _begin(run, net, dataset, images, source):
     config = gin.operative_config_str()
-    run.begin(config, net, dataset)
+    run.begin(config, net, dataset, source)
     run.summaries.write_config(config)
     run.summaries.write_images(images.numpy(), dataset.info)
 
@@ -214,13 +238,19 @@ def _save_partial(run, epoch, state, taken):
         logging.warning("The steps of epoch %d are lost: %s", epoch, error)
 
 
+def _check_loss(loss, epoch):
+    """Raises a `UserError` if training has led to a model of no loss."""
+    if epoch and not np.isfinite(loss):
+        raise UserError(
+            f"The test loss after epoch {epoch} is not finite: {loss}. "
+            f"{_DIVERGED}"
+        )
+
+
 def _check_finite(sums, first_step):
     bad = np.flatnonzero(~np.isfinite(sums[:, 0]))
     if bad.size:
         raise UserError(
             "The loss is no longer finite at step "
-            f"{first_step + bad[0] + 1}. Most likely the learning rate is too "
-            "high: lower schedule's base_rate, lengthen its warmup_epochs, or "
-            "bound the gradient with SGD.global_clipnorm. The checkpoints of "
-            "the epochs before are kept."
+            f"{first_step + bad[0] + 1}. {_DIVERGED}"
         )

@@ -209,13 +209,14 @@ def evaluation(trainer, dataset, batch_size, after_batch):
     return evaluate
 
 
-def resume(run, metric, dataset):
+def resume(run, metric, dataset, source=None):
     """Returns the newest `Checkpoint` of a run, None if it is a new one.
 
     Args:
         run: the `Run`.
         metric: str, the column that ranks epochs.
         dataset: the `data.Dataset` to train it on.
+        source: what it starts from, see `pretrained_source`.
 
     Raises:
         UserError: if the run is of another configuration than gin's or of other
@@ -223,23 +224,12 @@ def resume(run, metric, dataset):
     """
     if not run.exists:
         return None
-    old = set(run.config_path.read_text(encoding="utf-8").splitlines())
-    new = set(gin.operative_config_str().splitlines())
-    if old == new:
-        changes = run.changes_of_data(dataset)
-        if changes:
-            raise UserError(
-                f"{run.path} was begun on other data, which have changed: "
-                f"there are {', '.join(changes)}. Put back what was there, or "
-                "give another --work_dir to begin anew."
-            )
-        return run.newest(metric)
-    changes = "\n".join(
-        [f"  there: {line}" for line in sorted(old - new)]
-        + [f"  now:   {line}" for line in sorted(new - old)]
-    )
-    raise UserError(
-        f"{run.path} holds a run of another configuration; give another "
-        "--work_dir, or the configuration it was begun with, "
-        f"{run.config_path}. They differ in:\n{changes}"
-    )
+    run.check_configuration(gin.operative_config_str(), source)
+    changes = run.changes_of_data(dataset)
+    if changes:
+        raise UserError(
+            f"{run.path} was begun on other data, which have changed: "
+            f"there are {', '.join(changes)}. Put back what was there, or "
+            "give another --work_dir to begin anew."
+        )
+    return run.newest(metric)
