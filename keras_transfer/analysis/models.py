@@ -355,6 +355,7 @@ class Models:
             chosen.batches(-(-number // steps)),
             f"logits of {split}",
             unit="batch",
+            disable=None,
             leave=None,
         )
         predict = [
