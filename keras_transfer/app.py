@@ -250,6 +250,7 @@ def _run(main, argv):
     given = {name: values[name] for name in inspect.signature(main).parameters}
     # Before Keras, which takes seconds to import: who comes second is told so.
     with _work_dir_held():
+        environment.check_temporary_files()
         environment.prepare_keras()
         from keras_transfer import memory
 

@@ -16,6 +16,9 @@ from keras_transfer.errors import UserError
 # What Keras has without a keras.json.
 _FLOATX, _EPSILON, _DATA_FORMAT = "float32", 1e-7, "channels_last"
 
+# More than the functions that TensorFlow writes out to compile them.
+_TEMPORARY_BYTES = 2**18
+
 
 def prepare():
     """Sets what must be set before TensorFlow, Keras or Matplotlib is imported.
@@ -35,6 +38,28 @@ def prepare():
     if backend == "tensorflow":
         return []
     return [f"KERAS_BACKEND={backend} is not used: this needs TensorFlow."]
+
+
+def check_temporary_files():
+    """Checks that there is room for temporary files: TensorFlow needs some.
+
+    Without it, functions that it compiles end in an error about their code.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder = os.environ.get("TMPDIR", "/tmp")
+    try:
+        folder = tempfile.gettempdir()
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(_TEMPORARY_BYTES))
+            file.flush()
+    except OSError as error:
+        raise UserError(
+            f"Temporary files cannot be written into {folder}: "
+            f"{error.strerror}. Make room there, or set TMPDIR to a directory "
+            "that has some."
+        ) from error
 
 
 def prepare_keras():

@@ -40,7 +40,7 @@ def limit():
         "/sys/fs/cgroup/memory/memory.limit_in_bytes",
     ):
         try:
-            found.append(int(pathlib.Path(path).read_text(encoding="ascii")))
+            found.append(int(pathlib.Path(path).read_bytes()))
         except (OSError, ValueError):
             continue
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -1,10 +1,12 @@
 """What the commands share, in small commands of their own."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import commands
@@ -12,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import keras_transfer
-from keras_transfer import app
+from keras_transfer import app, environment
 from keras_transfer.errors import UserError
 
 _COMMAND = """
@@ -267,6 +269,22 @@ def test_a_disk_that_is_full_does_not_matter():
         env=os.environ | {"PYTHONPATH": str(commands.ROOT)},
     )
     assert finished.stderr == "banner\nafter\n"
+
+
+@pytest.mark.parametrize("place", ["full", "absent"])
+def test_without_room_for_temporary_files_there_is_a_sentence(
+    tmp_path, monkeypatch, place
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    if place == "full":
+        # A device that has no room for anything.
+        monkeypatch.setattr(
+            tempfile,
+            "TemporaryFile",
+            functools.partial(open, "/dev/full", "wb"),
+        )
+    with pytest.raises(UserError, match="tmp: No s.*set TMPDIR"):
+        environment.check_temporary_files()
 
 
 def test_banners_of_tensorflow_do_not_appear(run):
