@@ -271,11 +271,11 @@ QUICK = {
     "blocks in lists and dicts": _seeded(_blocks_in_lists),
     "shared layers": _seeded(_shared_layers),
     "preprocessing layers inside": _seeded(_preprocessing_inside),
+}
+SLOW = {
     "functional ViT": _seeded(_functional_vit),
     "KerasHub ViT": _seeded(_hub_vit),
     "KerasHub ResNet": _seeded(_hub_resnet),
-}
-SLOW = {
     "KerasHub EfficientNet": _seeded(_hub_efficientnet),
     "a base model called as a layer": _seeded(_base_as_layer),
     "MobileNetV2": _application("MobileNetV2", alpha=0.35),

@@ -79,6 +79,7 @@ def write_runs(root):
         pretrained = None if start is None else str(root / "p")
         lines += f"train.pretrained = {pretrained!r}\n"
         write_text(run.config_path, lines)
+        written_runs.reseal(run.path)
         run.write_metrics(
             [
                 {"epoch": e, "step": e, "split": "test", "accuracy": 0.3 * e}
