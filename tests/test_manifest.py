@@ -286,6 +286,17 @@ def run_model():
     return written_runs.build(num_classes=10, input_shape=(8, 8, 3), seed=0)
 
 
+def test_a_model_for_other_images_than_the_data_is_named(copied):
+    run, _ = copied
+    path = run.path / "data.json"
+    description = json.loads(path.read_text())
+    description["info"]["image_shape"] = [9, 9, 1]
+    path.write_text(json.dumps(description))
+    written_runs.reseal(run.path)
+    with pytest.raises(UserError, match=r"data.json do not belong together.*9"):
+        run.load_model()
+
+
 # Architectures.
 
 

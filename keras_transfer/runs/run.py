@@ -407,9 +407,24 @@ class Run:
         model = architecture.from_text(
             self._manifest.read_text(_MODEL), self._model_path
         )
+        self._check_images(model)
         what = f"The checkpoint of epoch {epoch} in {self.checkpoints_path}"
         assign_weights(model, weights, what)
         return model
+
+    def _check_images(self, model):
+        """Raises a `UserError` if the model is not one for the run's images."""
+        taken, given = model.input_shape, self.info().image_shape
+        if not isinstance(taken, tuple) or len(taken) != len(given) + 1:
+            return
+        if any(
+            n not in (None, m) for n, m in zip(taken[1:], given, strict=True)
+        ):
+            raise UserError(
+                f"{self._model_path} and {self._data_path} do not belong "
+                f"together: the model takes images of shape {taken[1:]}, and "
+                f"the data have {tuple(given)}. Put back copies of both."
+            )
 
     def load_weights(self, epoch="last"):
         """Returns one epoch's weights by variable path.
