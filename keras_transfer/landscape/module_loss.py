@@ -433,7 +433,11 @@ class ModuleLoss:
             # Workers must agree, which their clocks do not.
             if not replicas.has_other_workers(self._strategy):
                 size = min(most, pace.count())
-            piece = slice(first, min(first + size, num_points))
+            size = min(size, num_points - first)
+            if _needs_static_shapes(self._strategy):
+                # A power of two, so that there are few shapes to compile.
+                size = 2 ** (size.bit_length() - 1)
+            piece = slice(first, first + size)
             began = time.perf_counter()
             yield piece
             pace.note(piece.stop - first, time.perf_counter() - began)
@@ -675,10 +679,8 @@ class _CompiledModule:
         if key not in self._functions:
             function = functools.partial(method, *options)
             signature = None
-            # One trace for any P; XLA and replicas need it static.
-            if not has_accelerator() and (
-                self._strategy.num_replicas_in_sync == 1
-            ):
+            # Where that is possible, one trace for any P.
+            if not _needs_static_shapes(self._strategy):
                 entering = self._model.input
                 signature = [
                     tf.TensorSpec([None] * (1 + (method == self._perturbed))),
@@ -897,6 +899,11 @@ def _todo(names, arrays, evaluations):
 def _mean_statistics(sums):
     """Returns statistics float32 [P, S] from sums [P, 1 + S] of 1 and them."""
     return (sums[:, 1:] / sums[:, :1]).astype(np.float32)
+
+
+def _needs_static_shapes(strategy):
+    """Returns whether XLA, or a strategy, has to know how large tensors are."""
+    return has_accelerator() or strategy.num_replicas_in_sync > 1
 
 
 def _lengths(tensor):
