@@ -136,7 +136,7 @@ def whole_directory(path, replace=True):
             yield aside
             if replace:
                 remove(path)
-            os.rename(aside, path)
+            os.replace(aside, path)
 
 
 def write_text(path, text):
@@ -190,7 +190,7 @@ def remove(path):
         path.unlink(missing_ok=True)
         return
     with _aside(path, os.mkdir) as aside:
-        os.rename(path, aside)
+        os.replace(path, aside)
 
 
 @contextlib.contextmanager
