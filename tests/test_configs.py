@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+import written_runs
 
 from keras_transfer import analysis, data, runs, study  # noqa: F401
 from keras_transfer.training import train
@@ -72,7 +73,7 @@ def pretrained(tmp_path_factory):
             model = factory(num_classes=7, input_shape=shape, seed=5)
             gin.clear_config()
             made[name] = runs.Run(root / name)
-            made[name].begin("", model, data.load("digits"))
+            made[name].begin("", model, written_runs.data_for(model))
             made[name].save(30, model)
         return made[name]
 

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 import safetensors.numpy
+import written_runs
 
 import keras_transfer as kt
 from keras_transfer import config, data, models
@@ -56,8 +57,7 @@ def assert_like(model, source):
 
 def write_run(model, path):
     run = Run(path)
-    digits = data.load("digits", image_size=8, num_train=20)
-    run.begin("", model, digits)
+    run.begin("", model, written_runs.data_for(model))
     run.save(0, mixed())
     run.save(1, model)
 

@@ -1,5 +1,6 @@
 """Runs on disk that were not trained: random weights, quickly written."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -20,6 +21,15 @@ build = functools.partial(models.fixup_resnet, widths=(4, 8))
 
 def digits():
     return data.load("digits", image_size=8, num_train=32)
+
+
+def data_for(model):
+    """Returns the digits, said to be of the shape that a model takes."""
+    dataset = digits()
+    info = dataclasses.replace(
+        dataset.info, image_shape=tuple(model.input_shape[1:])
+    )
+    return dataclasses.replace(dataset, info=info)
 
 
 def write_run(path, dataset, seed, start_seed=None, last=2, **arguments):
