@@ -99,9 +99,21 @@ class Figure:
                 yield name, figure
 
 
+class Value(typing.NamedTuple):
+    """What a statistic is in one replication, with a remark on it.
+
+    Attributes:
+        value: float.
+        note: str, a sentence that must be read with it, "" for none.
+    """
+
+    value: float
+    note: str = ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Statistic:
-    """One number that a claim stands or falls with.
+    """One number that a claim stands or falls with, in each replication.
 
     Attributes:
         claim: str, such as "C1".
@@ -110,12 +122,17 @@ class Statistic:
         direction: ">" or "<": on which side of the threshold it speaks for the
             claim.
         threshold: float.
-        compute: function from the tables to (value, low, high), the ends of the
-            95% interval NaN if there is none; raises a `Refuted` if what is
-            claimed was not to be found at all.
+        compute: function from the tables of one replication to a float or a
+            `Value`; raises a `Refuted` if what is claimed was not to be found
+            at all, and a `UserError` if it cannot be computed.
         tables: names of the tables it is computed from; () for the analysis'
             own.
         figure: str, name of the figure that shows it; "" for the first.
+        decides: bool, whether the claim depends on it; otherwise it is shown
+            beside those that decide.
+        calibrate: function from the tables of all other replications, a list of
+            tuples, to what `compute` takes after its own tables; None where
+            each replication is judged by itself.
     """
 
     claim: str
@@ -126,6 +143,8 @@ class Statistic:
     compute: typing.Callable
     tables: tuple = ()
     figure: str = ""
+    decides: bool = True
+    calibrate: typing.Callable | None = None
 
 
 class Refuted(Exception):
