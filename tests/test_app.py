@@ -151,7 +151,13 @@ def test_errors_of_tensorflow_are_sentences():
 
 @pytest.mark.parametrize("seconds", [0.1, 0.15, 0.2, 0.4, 0.8])
 def test_interrupted_at_the_beginning(tmp_path, seconds):
-    process = commands.start("train", "--work_dir=x", cwd=tmp_path)
+    process = commands.start(
+        "train",
+        "--work_dir=x",
+        cwd=tmp_path,
+        # A shell has its jobs in the background ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()

@@ -1,6 +1,5 @@
 """Runs on disk that were not trained: random weights, quickly written."""
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -24,12 +23,11 @@ def digits():
 
 
 def data_for(model):
-    """Returns the digits, said to be of the shape that a model takes."""
-    dataset = digits()
-    info = dataclasses.replace(
-        dataset.info, image_shape=tuple(model.input_shape[1:])
+    """Returns the digits in the shape that a model takes."""
+    size, _, channels = model.input_shape[1:]
+    return data.load(
+        "digits", image_size=size, channels=channels, num_train=32
     )
-    return dataclasses.replace(dataset, info=info)
 
 
 def write_run(path, dataset, seed, start_seed=None, last=2, **arguments):
@@ -41,7 +39,8 @@ def write_run(path, dataset, seed, start_seed=None, last=2, **arguments):
         seed: of the weights at the last epoch, and by default of epoch 0.
         start_seed: of epoch 0, for runs that start from one model.
         last: int, the last epoch's number.
-        **arguments: of the model.
+        **arguments: of the model; with another `input_shape`, the run has the
+            digits in that shape.
 
     Returns:
         The `Run`.
@@ -53,6 +52,8 @@ def write_run(path, dataset, seed, start_seed=None, last=2, **arguments):
         "seed": seed if start_seed is None else start_seed,
     }
     model = build(**(defaults | arguments))
+    if "input_shape" in arguments:
+        dataset = data_for(model)
     run.begin("", model, dataset)
     run.save(0, model)
     rng = np.random.default_rng(seed)
