@@ -13,9 +13,13 @@ from keras_transfer.analysis.analyze import analyze
 from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.feature_reuse import (
     drop_trend,
+    excess_drop,
+    last_fifth,
+    learned,
     learning_summary,
     relative_drops,
     statistics_gain,
+    unconverged,
 )
 from keras_transfer.errors import UserError
 
@@ -127,20 +131,42 @@ def test_relative_drops_by_hand(table):
 
 
 def test_statistics(table):
-    trend = drop_trend(relative_drops(table))
-    expected = [
-        stats.spearmanr([8, 2, 1], drops).statistic
-        for drops in ([1 / 2, 1 / 3, 1 / 4], [1 / 4, 1 / 2, 1 / 3])
-    ]
-    assert expected[0] == 1 and expected[1] < 0
-    np.testing.assert_allclose(trend[[0, 1]], expected)
-    # (0.4 - 0.3) / 2 and (0.6 - 0.4) / 2.
-    np.testing.assert_allclose(statistics_gain(table)[[0, 1]], [0.05, 0.1])
-    drop, gain = find_analysis("feature_reuse").statistics
-    assert (drop.claim, gain.claim) == ("C1", "C2")
-    (name,) = drop.tables
-    assert drop.compute(table.further[name])[0] == pytest.approx(trend.mean())
-    assert gain.compute(table)[0] == pytest.approx(0.075)
+    drops = table.further["feature_reuse_drop"]
+    # Means over the two pairs at 1, 2 and 8 px.
+    means = [(1 / 4 + 1 / 3) / 2, (1 / 3 + 1 / 2) / 2, (1 / 2 + 1 / 4) / 2]
+    assert excess_drop(drops) == pytest.approx(means[2] - means[0])
+    expected = stats.spearmanr([1, 2, 8], means).statistic
+    assert drop_trend(drops) == pytest.approx(expected)
+    # (0.4 + 0.6) / 2 - (0.3 + 0.4) / 2; speeds are half as large.
+    assert statistics_gain(table, "final") == pytest.approx(0.15)
+    assert statistics_gain(table, "speed") == pytest.approx(0.075)
+    found = find_analysis("feature_reuse").statistics
+    tables = {"feature_reuse": table, **table.further}
+    computed = [s.compute(*(tables[name] for name in s.tables)) for s in found]
+    assert [s.claim for s in found] == ["C1", "C1", "C2", "C2"]
+    assert [s.decides for s in found] == [True, False, True, True]
+    assert {s.direction for s in found} == {">"}
+    assert [s.threshold for s in found] == [0, 0, 0, 0]
+    excess, trend, speed, final = computed
+    assert excess.value == pytest.approx(means[2] - means[0])
+    assert trend == pytest.approx(expected)
+    assert (speed.value, final.value) == pytest.approx((0.075, 0.15))
+    # All rise from 0 to where they end, in two epochs.
+    assert excess.note.startswith("RI-T not converged")
+    assert all(f"RI-T_{size}_1" in excess.note for size in (1, 2, 8))
+    assert "RI-T_1_2" in speed.note and "RI-T_8" not in speed.note
+
+
+def test_more_models_of_whole_images(runs):
+    """As in a replication of a study: two pairs there, one at other sizes."""
+    named = {kind: [*paths[:4]] for kind, paths in runs.items()}
+    table = kt.feature_reuse(kt.Models(named))
+    assert list(table.repeat[table.shuffle == "none"]) == [0, 1, 0, 1]
+    drops = table.further["feature_reuse_drop"]
+    expected = (1 / 2 + 1 / 4) / 2 - 1 / 4
+    assert excess_drop(drops) == pytest.approx(expected)
+    assert drop_trend(drops) == pytest.approx(1.0)
+    assert statistics_gain(table, "final") == pytest.approx(0.1)
 
 
 def test_pixels_come_before_blocks_of_one(runs, tmp_path):
@@ -162,9 +188,54 @@ def test_pixels_come_before_blocks_of_one(runs, tmp_path):
         "none": 8,
         "pixels": 1,
     }
-    assert statistics_gain(table)[0] == pytest.approx(0.03)
-    # 0.1, 1/4, 1/3, 1/2 from pixels to the whole image.
-    assert drop_trend(relative_drops(table))[0] == pytest.approx(1)
+    assert statistics_gain(table, "final") == pytest.approx(0.03)
+    drops = relative_drops(table)
+    # 0.1, 1/4, 1/3, 1/2 from pixels to the whole image; the smallest blocks
+    # are blocks.
+    assert drop_trend(drops) == pytest.approx(1)
+    assert excess_drop(drops) == pytest.approx(1 / 2 - 1 / 4)
+    without = drops[(drops.shuffle != "blocks")]
+    assert excess_drop(without) == pytest.approx(1 / 2 - 0.1)
+
+
+def test_what_statistics_need(table):
+    drops = table.further["feature_reuse_drop"]
+    with pytest.raises(UserError, match="Received: blocks"):
+        excess_drop(drops[drops.shuffle == "blocks"])
+    with pytest.raises(UserError, match="Received: none"):
+        excess_drop(drops[drops.shuffle == "none"])
+    with pytest.raises(UserError, match="Received: 2 sizes"):
+        drop_trend(drops[drops.block_size != 2])
+    with pytest.raises(UserError, match="Received: blocks of 2 px and more"):
+        statistics_gain(table[table.block_size > 1], "final")
+
+
+def test_what_has_converged(tmp_path):
+    flat = [0.0, 0.2, 0.5, 0.6, 0.7, 0.7, 0.8, 0.80, 0.81, 0.80, 0.82]
+    rising = [0.0, 0.2, 0.5, 0.6, 0.7, 0.7, 0.8, 0.80, 0.81, 0.85, 0.83]
+    for curve in (flat, rising):
+        found = last_fifth(kt.Run(write(tmp_path / f"{curve[-1]}", curve)))
+        # Of ten epochs the last two and the two before.
+        level, before = np.mean(curve[-2:]), np.mean(curve[-4:-2])
+        assert found["averaged"] == 2
+        assert found["level"] == pytest.approx(level)
+        assert found["rise"] == pytest.approx(level - before)
+    columns = [
+        {"kind": kind, "name": f"{kind} {curve[-1]}"}
+        | learned(kt.Run(tmp_path / f"{curve[-1]}"))
+        for curve in (flat, rising)
+        for kind in ("P-T", "RI-T")
+    ]
+    table = pandas.DataFrame(columns)
+    assert list(table.converged) == [True, True, False, False]
+    assert "RI-T 0.83" in unconverged(table)
+    assert "P-T" not in unconverged(table) and "0.82" not in unconverged(table)
+    assert unconverged(table[:3]) == ""
+    # Of one epoch nothing is known.
+    single = learned(kt.Run(write(tmp_path / "single", [0.0, 0.5])))
+    assert np.isnan(single["rise"]) and not single["converged"]
+    fallen = learned(kt.Run(write(tmp_path / "fallen", [0.0, 0.9, 0.5])))
+    assert fallen["rise"] == pytest.approx(-0.4) and fallen["converged"]
 
 
 def test_learning_summary_needs_an_epoch(tmp_path):

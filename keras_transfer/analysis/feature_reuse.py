@@ -1,6 +1,7 @@
 """What P gives as images are cut into small blocks (paper section 3.1)."""
 
 import dataclasses
+import math
 
 import pandas
 
@@ -8,10 +9,11 @@ from keras_transfer.analysis.declaration import (
     Figure,
     Statistic,
     Table,
+    Value,
     declare_analysis,
 )
 from keras_transfer.analysis.drawing import new_figure, plot_by
-from keras_transfer.analysis.statistics import mean_over_seeds
+from keras_transfer.analysis.statistics import HARM, rank_correlation
 from keras_transfer.analysis.trajectory import about, learning_curve
 from keras_transfer.data import Info
 from keras_transfer.errors import UserError
@@ -19,6 +21,9 @@ from keras_transfer.errors import UserError
 # Pairs of models that saw the same images, and how these were shuffled.
 _IMAGES = ["shuffle", "block_size"]
 _MEASURES = ("final", "speed")
+
+_ALIKE = "Feature reuse matters most where domains are alike."
+_LOW_LEVEL = "Low-level statistics help too, above all speed."
 
 
 def learning_summary(source):
@@ -44,6 +49,69 @@ def learning_summary(source):
         "final": float(values.iloc[-1]),
         "speed": float(values.mean()),
     }
+
+
+def last_fifth(source):
+    """Returns where a model's learning curve ends, and whether it is flat.
+
+    Args:
+        source: the `runs.Run`, or `Trajectory`.
+
+    Returns:
+        dict: "averaged" (int, the epochs that are the last fifth, one at
+        least), "level" (float, mean test accuracy, or AUC, over them) and
+        "rise" (float, by how much the level lies above that of the fifth
+        before; NaN of a single epoch). A model has converged if its rise is at
+        most `HARM`.
+
+    Raises:
+        UserError: if there was no evaluation after the initialization.
+    """
+    _, values = learning_curve(source)
+    fifth = max(1, len(values) // 5)
+    level = float(values.iloc[-fifth:].mean())
+    before = float(values.iloc[-2 * fifth : -fifth].mean())
+    return {"averaged": fifth, "level": level, "rise": level - before}
+
+
+def learned(source):
+    """Returns the columns that tables of learning curves have in common.
+
+    Args:
+        source: the `runs.Run`, or `Trajectory`.
+
+    Returns:
+        dict: what `learning_summary` returns, "rise" (see `last_fifth`),
+        "converged" (bool) and "metric" ("accuracy" or "auc").
+    """
+    rise = last_fifth(source)["rise"]
+    return learning_summary(source) | {
+        "rise": rise,
+        "converged": rise <= HARM,
+        "metric": learning_curve(source)[0],
+    }
+
+
+def unconverged(table):
+    """Returns a sentence that names the RI-Ts which have not converged.
+
+    What P saves is overstated where a model without it was still learning when
+    its training ended.
+
+    Args:
+        table: `pandas.DataFrame` of the columns kind, name and converged, see
+            `learned`.
+
+    Returns:
+        str, "" if all have converged.
+    """
+    rising = (table.kind == "RI-T") & ~table.converged
+    if not rising.any():
+        return ""
+    return (
+        f"RI-T not converged, risen by more than {HARM} in the last fifth of "
+        f"its epochs: {', '.join(table['name'][rising])}."
+    )
 
 
 def check_same_data(members, ignored=()):
@@ -80,29 +148,48 @@ def check_same_data(members, ignored=()):
             lambda table, drops: _figure(table, drops),
             "Feature reuse",
             "Performance of P-Ts and RI-Ts, and what is missing without P, as "
-            "the blocks in which images are shuffled become smaller.",
+            "the blocks in which images are shuffled become smaller. Rings: "
+            "models that were still learning when their training ended.",
             tables=("feature_reuse", "feature_reuse_drop"),
         )
     ],
     statistics=[
         Statistic(
             "C1",
-            "Feature reuse matters most where domains are alike.",
-            "rank correlation of block size with the relative drop "
-            "(A_PT - A_RIT) / A_PT in final accuracy",
+            _ALIKE,
+            "relative drop (A_PT - A_RIT) / A_PT in final accuracy on whole "
+            "images, minus that on the smallest blocks",
             ">",
             0.0,
-            lambda drops: mean_over_seeds(drop_trend(drops)),
+            lambda table, drops: Value(excess_drop(drops), unconverged(table)),
+            tables=("feature_reuse", "feature_reuse_drop"),
+        ),
+        Statistic(
+            "C1",
+            _ALIKE,
+            "rank correlation of block size with the relative drop",
+            ">",
+            0.0,
+            lambda drops: drop_trend(drops),
             tables=("feature_reuse_drop",),
+            decides=False,
         ),
         Statistic(
             "C2",
-            "Low-level statistics help too, above all speed.",
+            _LOW_LEVEL,
             "accuracy averaged over epochs on fully shuffled input, P-T minus "
             "RI-T",
             ">",
             0.0,
-            lambda table: mean_over_seeds(statistics_gain(table)),
+            lambda table: _gain(table, "speed"),
+        ),
+        Statistic(
+            "C2",
+            _LOW_LEVEL,
+            "final accuracy on fully shuffled input, P-T minus RI-T",
+            ">",
+            0.0,
+            lambda table: _gain(table, "final"),
         ),
     ],
     cost=lambda options, models: 0,
@@ -111,9 +198,10 @@ def feature_reuse(models):
     """Compares P-Ts with RI-Ts as the images' features are destroyed.
 
     The models are P-Ts and RI-Ts of one target, trained on images whose blocks
-    were shuffled, at several block sizes. At each block size the first P-T is
-    compared with the first RI-T, the second with the second, in the order
-    named; whatever else is named is left aside. Weights and images are not
+    were shuffled, at several block sizes, and on whole images. At each block
+    size the first P-T is compared with the first RI-T, the second with the
+    second, in the order named; there may be more of them at one size than at
+    another. Whatever else is named is left aside. Weights and images are not
     looked at, only how accuracy grew: metrics.csv of a run, or what a
     `Trajectory` recorded, which also says how its images were shuffled:
     Trajectory(shuffle="blocks", block_size=8, shuffle_seed=1234).
@@ -131,9 +219,9 @@ def feature_reuse(models):
         `Table`, one row per model, in order of block size: kind, name, shuffle
         ("none", "blocks", "pixels" or "channels"), block_size (px),
         shuffle_seed, repeat (0 for the model named first of its kind and block
-        size, 1, ...), epochs, final and speed (see `learning_summary`), and
-        their metric ("accuracy" or "auc"). Beside it feature_reuse_drop, see
-        `relative_drops`.
+        size, 1, ...), epochs, final and speed (see `learning_summary`), rise
+        (see `last_fifth`), whether it has converged, and the metric ("accuracy"
+        or "auc"). Beside it feature_reuse_drop, see `relative_drops`.
 
     Raises:
         UserError: if there are fewer than two block sizes, models that do not
@@ -143,14 +231,11 @@ def feature_reuse(models):
     _check_kinds(members)
     check_same_data(members, ignored=("shuffle", "block_size", "shuffle_seed"))
     rows = [
-        {"kind": m.kind, "name": m.name}
-        | _shuffle(m)
-        | learning_summary(m.source)
-        | {"metric": learning_curve(m.source)[0]}
+        {"kind": m.kind, "name": m.name} | _shuffle(m) | learned(m.source)
         for m in members
     ]
     table = pandas.DataFrame(rows)
-    _check_metric(table)
+    check_metric(table)
     repeat = table.groupby(["kind", *_IMAGES]).cumcount()
     table.insert(table.columns.get_loc("epochs"), "repeat", repeat)
     _check_pairs(table)
@@ -191,39 +276,96 @@ def relative_drops(table):
     )
 
 
-def drop_trend(drops):
+def excess_drop(drops):
     """Returns the statistic of claim C1, "where domains are alike".
 
     Args:
         drops: what `relative_drops` returns.
 
     Returns:
-        `pandas.Series` by repeat: Spearman's rank correlation of the relative
-        drop of the final metric with the block size, in [-1, 1]. Positive if
-        the drop falls as the block size falls; NaN if it is the same at every
-        size.
+        float, the relative drop of the final metric on whole images minus that
+        on the smallest blocks (shuffled pixels if there are no blocks), means
+        over pairs. Positive if P is missed most where images are whole.
+
+    Raises:
+        UserError: if there are no whole images, or no others.
     """
     rows = _on_axis(drops[drops.measure == "final"])
-    return rows.groupby("repeat")[["position", "relative_drop"]].apply(
-        lambda own: own.position.rank().corr(own.relative_drop.rank())
+    whole, others = rows[rows.shuffle == "none"], rows[rows.shuffle != "none"]
+    if whole.empty or others.empty:
+        raise UserError(
+            "Whole images are compared with shuffled ones; name models trained "
+            f"on both. Received: {', '.join(rows.shuffle.unique())}."
+        )
+    if (others.shuffle == "blocks").any():
+        others = others[others.shuffle == "blocks"]
+    smallest = others[others.position == others.position.min()]
+    return float(whole.relative_drop.mean() - smallest.relative_drop.mean())
+
+
+def drop_trend(drops):
+    """Returns how the relative drop goes with the block size.
+
+    Args:
+        drops: what `relative_drops` returns.
+
+    Returns:
+        float in [-1, 1], Spearman's rank correlation of the block size with the
+        relative drop of the final metric, means over pairs. Positive if the
+        drop falls as the block size falls.
+
+    Raises:
+        UserError: if there are fewer than three sizes, or the drop is the same
+            at all of them.
+    """
+    rows = _on_axis(drops[drops.measure == "final"])
+    means = rows.groupby("position").relative_drop.mean()
+    trend = rank_correlation(means)
+    if math.isnan(trend):
+        raise UserError(
+            "A rank correlation needs three or more block sizes, and drops "
+            f"that differ. Received: {len(means)} sizes."
+        )
+    return trend
+
+
+def statistics_gain(table, measure):
+    """Returns the statistics of claim C2, "low-level statistics help too".
+
+    Args:
+        table: what `feature_reuse` returns. The input is fully shuffled where
+            pixels and channels were, or else blocks of 1 px.
+        measure: "speed" or "final".
+
+    Returns:
+        float, the measure of P-Ts minus that of RI-Ts on fully shuffled input,
+        means over models.
+
+    Raises:
+        UserError: if no input was fully shuffled.
+    """
+    rows = _fully_shuffled(table)
+    means = rows.groupby("kind")[measure].mean()
+    return float(means["P-T"] - means["RI-T"])
+
+
+def _fully_shuffled(table):
+    for chosen in (
+        table.shuffle == "pixels",
+        (table.shuffle == "blocks") & (table.block_size == 1),
+    ):
+        if chosen.any():
+            return table[chosen]
+    raise UserError(
+        "Low-level statistics are what is left of fully shuffled images; name "
+        'models trained with load.shuffle = "pixels", or on blocks of 1 px. '
+        f"Received: blocks of {table.block_size.min()} px and more."
     )
 
 
-def statistics_gain(table):
-    """Returns the statistic of claim C2, "low-level statistics help too".
-
-    Args:
-        table: what `feature_reuse` returns. The input is fully shuffled if the
-            sweep goes down to blocks of 1 px, or to shuffled pixels.
-
-    Returns:
-        `pandas.Series` by repeat: the P-T's optimization speed minus that of
-        the RI-T, at the smallest block size.
-    """
-    rows = _on_axis(table)
-    smallest = rows[rows.position == rows.position.min()]
-    speeds = smallest.pivot(index="repeat", columns="kind", values="speed")
-    return speeds["P-T"] - speeds["RI-T"]
+def _gain(table, measure):
+    note = unconverged(_fully_shuffled(table))
+    return Value(statistics_gain(table, measure), note)
 
 
 def _shuffle(member):
@@ -257,7 +399,12 @@ def _check_kinds(members):
         )
 
 
-def _check_metric(table):
+def check_metric(table):
+    """Raises a `UserError` unless models are compared by one metric.
+
+    Args:
+        table: `pandas.DataFrame` of the column metric.
+    """
     if table.metric.nunique() > 1:
         raise UserError(
             "The models of a sweep are compared by one metric. Received: "
@@ -299,6 +446,29 @@ def _on_axis(table):
     return rows.assign(position=position).sort_values("position", kind="stable")
 
 
+def mark_unconverged(axes, table, x, y):
+    """Draws rings around the models that have not converged.
+
+    Args:
+        axes: of Matplotlib.
+        table: `pandas.DataFrame` of the column converged, see `learned`.
+        x: str, its column of positions.
+        y: str, its column of values.
+    """
+    rising = table[~table.converged]
+    if len(rising):
+        axes.plot(
+            rising[x],
+            rising[y],
+            "o",
+            markersize=8,
+            fillstyle="none",
+            color="0.4",
+            label="not converged",
+        )
+        axes.legend(fontsize="small")
+
+
 def _figure(table, drops):
     metric = table.metric.iloc[0]
     figure, axes = new_figure(6.4, 8.4, rows=3, sharex=True)
@@ -306,6 +476,7 @@ def _figure(table, drops):
     labels = {"final": f"final {metric}", "speed": "optimization speed"}
     for panel, measure in zip(axes, _MEASURES, strict=False):
         plot_by(panel, rows, "position", measure, "kind")
+    mark_unconverged(axes[0], rows, "position", "final")
     axes[0].set(ylabel=f"test {metric}", title=f"Final {metric}")
     axes[1].set(
         ylabel=f"test {metric}, mean over epochs", title="Optimization speed"
