@@ -4,11 +4,14 @@ Targets are always float vectors [n, K]: one-hot (or mixed) for classification,
 multi-hot for multi-label data.
 """
 
+import math
 import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from keras_transfer.errors import UserError
 
 
 def example_losses(targets, logits, multi_label):
@@ -36,7 +39,9 @@ def example_accuracy(targets, logits, multi_label):
 
     Classification: 1 if the largest logit is the largest target. Multi-label:
     the share of findings on the right side of zero. Its complement is the 0-1
-    error, for multi-label data the mean binary error.
+    error, for multi-label data the mean binary error. Logits that are not all
+    finite are no answer, neither a right nor a wrong one: NaN, which makes the
+    mean NaN.
 
     Args:
         targets: float [n, K].
@@ -45,9 +50,29 @@ def example_accuracy(targets, logits, multi_label):
     """
     if multi_label:
         right = keras.metrics.binary_accuracy(targets, logits, threshold=0.0)
-        return tf.reduce_mean(tf.cast(right, tf.float32), axis=-1)
-    right = keras.metrics.categorical_accuracy(targets, logits)
-    return tf.cast(right, tf.float32)
+        right = tf.reduce_mean(tf.cast(right, tf.float32), axis=-1)
+    else:
+        right = keras.metrics.categorical_accuracy(targets, logits)
+        right = tf.cast(right, tf.float32)
+    finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+    return tf.where(finite, right, float("nan"))
+
+
+def check_finite(logits, name):
+    """Raises a `UserError` if a model's outputs are not all finite.
+
+    Args:
+        logits: float array [n, K].
+        name: str, what to call the model.
+    """
+    finite = np.isfinite(logits).all(axis=-1)
+    if not finite.all():
+        raise UserError(
+            f"Model '{name}' gives outputs that are not finite, so it answers "
+            f"nothing. Received: NaN or infinity for {np.sum(~finite)} of "
+            f"{len(finite)} examples; take an epoch before training diverged, "
+            "or leave the model out."
+        )
 
 
 def metric_name(multi_label):
@@ -67,19 +92,21 @@ def summarize(targets, logits, info):
         dict of float: "loss", then "accuracy" for classification, or "auc"
         (mean over the findings that have one), "findings" (over how many it was
         taken) and "auc_<finding>" each (scikit-learn's value; NaN, with a
-        warning, where a split holds one class only).
+        warning, where a split holds one class only). If logits are not all
+        finite, accuracy and every AUC are NaN.
     """
     losses = example_losses(targets, logits, info.multi_label)
     summary = {"loss": float(np.mean(losses, dtype=np.float64))}
     if not info.multi_label:
         right = example_accuracy(targets, logits, multi_label=False)
         return summary | {"accuracy": float(np.mean(right, dtype=np.float64))}
+    finite = bool(np.isfinite(logits).all())
     aucs = {
-        f"auc_{name}": _auc(targets[:, k], logits[:, k])
+        f"auc_{name}": _auc(targets[:, k], logits[:, k]) if finite else math.nan
         for k, name in enumerate(info.class_names)
     }
     known = [value for value in aucs.values() if not np.isnan(value)]
-    if len(known) < len(aucs):
+    if len(known) < len(aucs) and finite:
         unknown = [name[4:] for name in aucs if np.isnan(aucs[name])]
         warnings.warn(
             "The AUC is not defined where all examples are positive or all "

@@ -1,5 +1,3 @@
-import itertools
-
 import keras
 import numpy as np
 import pandas
@@ -11,7 +9,7 @@ from keras_transfer import models
 from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.distance import (
     closeness,
-    depth_correlation,
+    distance_by_depth,
 )
 from keras_transfer.analysis.distance import (
     module_distances as distances_of_modules,
@@ -109,7 +107,7 @@ def test_models_of_one_factory_and_no_data():
     weights = zip(first.get_weights(), second.get_weights(), strict=True)
     expected = np.linalg.norm([np.linalg.norm(a - b) for a, b in weights])
     assert table.l2[3] == pytest.approx(expected, rel=1e-6)
-    assert len(kt.figures.distance(table).axes) == 1
+    assert len(kt.figures.distance(table).axes) == 2
     assert set(table.batch_norm) == {"none"}
 
 
@@ -150,7 +148,7 @@ def test_one_model_without_a_start_is_refused():
 def test_table_of_pairs_and_ways(tmp_path):
     found = written_models.write_models(tmp_path)
     table = kt.distance(found)
-    assert len(kt.figures.distance(table).axes) == 2
+    assert len(kt.figures.distance(table).axes) == 3
     pairs = table.drop_duplicates(["first", "second"])
     assert [*zip(pairs["first"], pairs.second, pairs.pair, strict=True)] == [
         ("pt0@0", "pt0", "P to P-T"),
@@ -209,57 +207,83 @@ def test_statistics_of_closeness():
         closeness(table[table.pair == "P-T/P-T"])
 
 
-def test_claim_leaves_out_a_model_with_all_its_pairs():
-    stats = pytest.importorskip("scipy.stats")
-    rng = np.random.default_rng(0)
-    models = {"P-T": "abc", "RI-T": "xyz"}
-    members = [(kind, name) for kind, own in models.items() for name in own]
-    table = table_of(
-        [
-            (f"{k}/{m}", first, second, "total", np.nan, rng.uniform(1, 2))
-            for (k, first), (m, second) in itertools.combinations(members, 2)
-        ]
-        + [("P to P-T", "a@0", "a", "total", np.nan, 99.0)]
+def trends(by_pair, parameters):
+    """A table of pairs whose distances are given by depth."""
+    rows = [
+        (pair, "a", f"b{i}", f"m{depth}", depth, float(value))
+        for pair, columns in by_pair.items()
+        for i, column in enumerate(columns)
+        for depth, value in enumerate(column)
+    ]
+    rows += [(pair, "a", "b0", "total", np.nan, 99.0) for pair in by_pair]
+    table = table_of(rows)
+    sizes = dict(enumerate(parameters)) | {np.nan: sum(parameters)}
+    return table.assign(parameters=table.depth.map(sizes))
+
+
+def test_distance_by_depth_is_of_one_kind_of_pair():
+    sizes = np.array([4, 9, 16, 25, 36])
+    values = np.random.default_rng(0).uniform(1, 2, size=(3, 5))
+    values[:, 2] = np.nan  # Such as heads of other sizes.
+    table = trends({"P-T/P-T": values[:2], "RI-T/RI-T": values[2:]}, sizes)
+    table = table.sample(frac=1, random_state=0)
+    known = [0, 1, 3, 4]
+    expected = values[:2].mean(0)
+    np.testing.assert_allclose(
+        distance_by_depth(table, "P-T/P-T"), expected[known]
     )
+    np.testing.assert_allclose(
+        distance_by_depth(table, "P-T/P-T", by_size=True),
+        (expected / np.sqrt(sizes))[known],
+    )
+    np.testing.assert_allclose(
+        distance_by_depth(table, "RI-T/RI-T"), values[2, known]
+    )
+    with pytest.raises(UserError, match="no P-T/RI-T"):
+        distance_by_depth(table, "P-T/RI-T")
+    with pytest.raises(UserError, match="4 modules or more. Received: 3"):
+        distance_by_depth(table[table.module != "m0"], "P-T/P-T")
 
-    def ratio(out=""):
-        rows = table[(table["first"] != out) & (table.second != out)]
-        of = {kind: rows.l2[rows.pair == f"{kind}/{kind}"] for kind in models}
-        return of["P-T"].mean() / of["RI-T"].mean()
 
-    near, deep = find_analysis("distance").statistics
-    assert (near.claim, near.direction, near.threshold) == ("C5", "<", 1)
-    assert (deep.claim, deep.direction, deep.threshold) == ("C5", ">", 0)
-    value, low, high = near.compute(table)
-    assert value == pytest.approx(ratio())
-    variance = sum(
-        2 / 3 * np.sum(np.square(left - np.mean(left)))
-        for left in (
-            np.array([ratio(name) for name in own]) for own in models.values()
+def test_claim():
+    stats = pytest.importorskip("scipy.stats")
+    sizes = np.array([1, 4, 9, 16, 25, 36, 49])
+    # Grows with the size only, but for chance; and against depth.
+    grows = np.sqrt(sizes) * [1.0, 0.9, 1.1, 1.05, 0.95, 1.2, 1.15]
+    table = trends({"P-T/P-T": [grows], "RI-T/RI-T": [-np.arange(7.0)]}, sizes)
+    table.loc[table.module == "total", "l2"] = [30.0, 60.0]
+    declared = find_analysis("distance").statistics
+    assert {s.claim for s in declared} == {"C5"}
+
+    def p_value(values):
+        def product(order):
+            return np.arange(7) @ order
+
+        found = stats.permutation_test(
+            (stats.rankdata(values),),
+            product,
+            permutation_type="pairings",
+            alternative="greater",
+            n_resamples=np.inf,
         )
-    )
-    half = stats.t.ppf(0.975, 2) * np.sqrt(variance)
-    assert (low, high) == pytest.approx((value - half, value + half))
-    with pytest.raises(UserError, match="no P-T/P-T"):
-        near.compute(table[table.pair != "P-T/P-T"])
+        return found.pvalue
 
-
-def test_correlation_with_depth_is_spearmans():
-    stats = pytest.importorskip("scipy.stats")
-    rng = np.random.default_rng(0)
-    values = {"b": rng.integers(0, 5, 9), "c": rng.normal(size=9)}
-    table = table_of(
-        [
-            ("P-T/P-T", "a", second, f"m{i}", i, float(value))
-            for second, column in values.items()
-            for i, value in enumerate(column)
-        ]
-        + [("P-T/P-T", "a", "b", "total", np.nan, 99.0)]
-        + [("RI-T/RI-T", "d", "e", f"m{i}", i, -float(i)) for i in range(9)]
-    )
-    found = depth_correlation(table)
-    expected = np.mean(
-        [stats.spearmanr(range(9), v).statistic for v in values.values()]
-    )
-    assert found["P-T/P-T"] == pytest.approx(expected)
-    assert found["RI-T/RI-T"] == pytest.approx(-1)
+    by_size = grows / np.sqrt(sizes)
+    expected = [
+        ("<", 1.0, True, 0.5),
+        ("<", 0.05, True, 1 / 5040),
+        ("<", 0.05, True, p_value(by_size)),
+        (">", 0.0, False, 1.0),
+        (">", 0.0, False, stats.spearmanr(range(7), by_size).statistic),
+        ("<", 0.05, False, 1.0),
+        ("<", 0.05, False, 1.0),
+    ]
+    for statistic, row in zip(declared, expected, strict=True):
+        assert (
+            statistic.direction,
+            statistic.threshold,
+            statistic.decides,
+        ) == row[:3]
+        assert statistic.compute(table) == pytest.approx(row[3])
+    assert 0.05 < declared[2].compute(table) < 0.95
+    assert all("RI-T/RI-T" in s.name for s in (declared[0], *declared[5:]))

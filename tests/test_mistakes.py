@@ -11,11 +11,13 @@ from keras_transfer.analysis.analyze import analyze
 from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.mistakes import (
     OUTCOMES,
+    _at,
     compare,
     decisions,
     error_consistency,
+    excess_agreement,
+    excess_at_end,
     expected_calibration_error,
-    shared_mistakes,
 )
 from keras_transfer.data import ExampleSplit
 from keras_transfer.errors import UserError
@@ -240,6 +242,7 @@ def test_what_is_written(found, directory, tmp_path, monkeypatch):
     analyze(tmp_path)
     assert {path.name for path in tmp_path.glob("mistakes*.csv")} == {
         "mistakes.csv",
+        "mistakes_agreement.csv",
         "mistakes_models.csv",
         "mistakes_confidence.csv",
         "mistakes_images.csv",
@@ -248,7 +251,12 @@ def test_what_is_written(found, directory, tmp_path, monkeypatch):
     pandas.testing.assert_frame_equal(
         written, pandas.DataFrame(table), check_dtype=False
     )
-    for name in ("mistakes", "mistakes_confidence", "mistakes_images"):
+    for name in (
+        "mistakes",
+        "mistakes_agreement",
+        "mistakes_confidence",
+        "mistakes_images",
+    ):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
@@ -359,23 +367,250 @@ def test_trajectories():
     pandas.testing.assert_frame_equal(table, expected)
 
 
-def test_statistic_of_shared_mistakes():
-    rows = [
-        ("P-T/P-T", "all", 0.6),
-        ("P-T/P-T", "0", 0.0),
-        ("P-T/RI-T", "all", 0.3),
-        ("P-T/RI-T", "all", 0.5),
-        ("RI-T/RI-T", "all", 0.45),
-    ]
-    table = pandas.DataFrame(rows, columns=["pair", "class", "common_share"])
-    assert shared_mistakes(table) == pytest.approx(0.6 - 0.45)
+AGREEMENT = [
+    # pair, first and second accuracy, matched, kappa
+    ("P-T/P-T", 0.9, 0.9, False, 0.5),
+    ("P-T/RI-T", 0.9, 0.8, False, 0.3),
+    ("P-T/RI-T", 0.9, 0.8, False, 0.5),
+    ("P-T frozen/RI-T", 0.9, 0.8, False, 0.9),
+    ("RI-T/RI-T", 0.8, 0.8, False, 0.45),
+    ("P-T/P-T", 0.802, 0.8, True, 0.6),
+    ("P-T/RI-T", 0.802, 0.8, True, 0.7),
+    ("RI-T/P-T", 0.8, 0.8, True, 0.8),
+    ("RI-T/RI-T", 0.8, 0.8, True, 0.35),
+]
+
+
+def agreement_of(rows):
+    columns = ["pair", "first_accuracy", "second_accuracy", "matched", "kappa"]
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def test_statistic_of_agreement():
+    table = agreement_of(AGREEMENT)
+    assert excess_at_end(table, "P-T/RI-T") == pytest.approx(0.5 - 0.4)
+    assert excess_at_end(table, "RI-T/RI-T") == pytest.approx(0.5 - 0.45)
+    value, note = excess_agreement(table, "RI-T/RI-T")
+    assert value == pytest.approx(0.6 - 0.35) and not note
+    value, note = excess_agreement(table, "P-T/RI-T")
+    assert value == pytest.approx(0.6 - 0.75)
+    assert note.startswith("Accuracy explains it")
+
+
+def test_what_must_be_read_with_the_agreement():
+    table = agreement_of(AGREEMENT)
+    # There was nothing to be explained.
+    table.loc[0, "kappa"] = 0.2
+    assert excess_agreement(table, "P-T/RI-T").note == ""
+    # The P-Ts could not be taken back far enough.
+    table.loc[table.pair == "P-T/P-T", "first_accuracy"] = 0.85
+    assert "1 point" in excess_agreement(table, "RI-T/RI-T").note
+    value, note = excess_agreement(table[~table.matched], "RI-T/RI-T")
+    assert value == pytest.approx(0.2 - 0.45) and "not matched" in note
+    table.loc[table.pair == "RI-T/RI-T", "kappa"] = np.nan
+    with pytest.raises(UserError, match="RI-T/RI-T without any"):
+        excess_agreement(table, "RI-T/RI-T")
+    with pytest.raises(UserError, match="no RI-T/RI-T"):
+        excess_agreement(table[table.pair != "RI-T/RI-T"], "RI-T/RI-T")
 
 
 def test_claim(found):
     _, table = found
-    (statistic,) = find_analysis("mistakes").statistics
-    assert (statistic.claim, statistic.direction) == ("C3", ">")
-    assert statistic.compute(table)[0] == shared_mistakes(table)
+    agreement = table.further["mistakes_agreement"]
+    declared = find_analysis("mistakes").statistics
+    assert {s.claim for s in declared} == {"C3"}
+    assert {(s.direction, s.threshold) for s in declared} == {(">", 0)}
+    assert [s.decides for s in declared] == [True, True, False, False]
+    # Of runs without a learning curve nothing can be matched.
+    assert not agreement.matched.any()
+    for statistic, other in zip(
+        declared, ["P-T/RI-T", "RI-T/RI-T"] * 2, strict=True
+    ):
+        assert other in statistic.name
+        value = statistic.compute(agreement)
+        expected = excess_at_end(agreement, other)
+        if statistic.decides:
+            assert value.value == expected and "not matched" in value.note
+        else:
+            assert value == expected
+
+
+# A model errs on an image if what it finds hard about it, which is partly what
+# all, or those of its kind, find hard, is more than it has learned by an epoch.
+IMAGES, CLASSES = 4000, 3
+LEARNED = {"P-T": [0.3, 0.8, 1.2, 1.6], "RI-T": [-0.5, 0.1, 0.5, 0.8]}
+
+
+class Learning(kt.Models):
+    """Models that learn; P-Ts find the same images hard if they are alike."""
+
+    alike = 0.0
+
+    def logits(self, member, split="test"):
+        labels = self.examples.split(split).labels
+        return answering((labels + self.wrong(member)) % CLASSES, CLASSES)
+
+    def wrong(self, member):
+        kind, name = member.kind, member.name.split("@")[0]
+
+        def normal(text):
+            return np.random.default_rng(list(text.encode())).normal(
+                size=IMAGES
+            )
+
+        alike = self.alike if kind == "P-T" else 0.0
+        hard = normal("all") + alike * normal(kind)
+        hard = hard + normal(name) * np.sqrt(1 - alike**2)
+        return hard / np.sqrt(2) > LEARNED[kind][member.epoch - 1]
+
+
+def learning(alike=0.0, kept=(1, 2, 3, 4)):
+    """Two P-Ts and two RI-Ts, their curves as their answers are."""
+    data = kt.Examples(
+        test=(np.zeros((IMAGES, 2)), np.arange(IMAGES) % CLASSES)
+    )
+    recorded = {kind: [kt.Trajectory(), kt.Trajectory()] for kind in LEARNED}
+    for trajectory in sum(recorded.values(), []):
+        trajectory._weights = {0: {}} | {epoch: {} for epoch in kept}
+    found = Learning(recorded, data=data)
+    found.alike = alike
+    for member in found:
+        member.source._rows = [
+            {"epoch": e, "val_accuracy": 1 - found.wrong(_at(member, e)).mean()}
+            for e in range(1, 5)
+        ]
+    return found
+
+
+def test_better_models_are_taken_where_they_were_as_good():
+    found = learning()
+    table = kt.mistakes(found).further["mistakes_agreement"]
+    at_end, matched = table[~table.matched], table[table.matched]
+    assert set(at_end.first_epoch) == set(at_end.second_epoch) == {4}
+    assert list(matched.pair) == list(at_end.pair)
+    epochs = matched[["first_epoch", "second_epoch"]].to_numpy()
+    # 0.8 after the second epoch, as RI-Ts at their last.
+    assert epochs.tolist() == [[2, 2], *[[2, 4]] * 4, [4, 4]]
+    assert list(matched["first"][:2]) == ["P-T 0@2", "P-T 0@2"]
+    assert list(matched.second[-1:]) == ["RI-T 1"]
+    accuracies = matched[["first_accuracy", "second_accuracy"]]
+    assert np.ptp(accuracies.to_numpy()) < 0.02
+    metrics = pytest.importorskip("sklearn.metrics")
+    member = {m.name: m for m in found}
+    for row in matched.itertuples():
+        wrong = [
+            found.wrong(_at(member[name.split("@")[0]], epoch))
+            for name, epoch in (
+                (row.first, row.first_epoch),
+                (row.second, row.second_epoch),
+            )
+        ]
+        assert row.first_accuracy == pytest.approx(1 - wrong[0].mean())
+        assert row.kappa == pytest.approx(metrics.cohen_kappa_score(*wrong))
+    # Otherwise as of the same models alone.
+    assert kt.figures.mistakes_agreement(table).axes[1].patches
+
+
+def test_whichever_kind_is_better_is_taken_back():
+    found = learning()
+    for member in found.of_kind("P-T"):
+        # As if they had been trained for one epoch only.
+        member.source._weights = {0: {}, 1: {}}
+    found = Learning(
+        {kind: [m.source for m in found.of_kind(kind)] for kind in LEARNED},
+        data=found.examples,
+    )
+    table = kt.mistakes(found).further["mistakes_agreement"]
+    last = table[table.matched].iloc[-1]
+    assert last.pair == "RI-T/RI-T"
+    # 0.3 lies between 0.1 and 0.5.
+    assert last.first_epoch in (2, 3) and last.second_epoch in (2, 3)
+    assert set(table[table.matched].first_epoch[:5]) == {1}
+
+
+def test_unequal_accuracy_alone_is_no_agreement():
+    """All find the same images hard, and P-Ts have learned more."""
+    table = kt.mistakes(learning()).further["mistakes_agreement"]
+    assert excess_at_end(table, "RI-T/RI-T") < -0.05
+    assert abs(excess_agreement(table, "P-T/RI-T").value) < 0.05
+    assert abs(excess_agreement(table, "RI-T/RI-T").value) < 0.05
+
+
+def test_agreement_of_one_kind_is_found():
+    table = kt.mistakes(learning(alike=0.8)).further["mistakes_agreement"]
+    for other in ("P-T/RI-T", "RI-T/RI-T"):
+        assert excess_agreement(table, other).value > 0.1
+
+
+def test_no_match_of_one_epoch_alone():
+    table = kt.mistakes(learning(kept=[4])).further["mistakes_agreement"]
+    assert len(table) == 6 and not table.matched.any()
+    assert "not matched" in excess_agreement(table, "P-T/RI-T").note
+    assert kt.figures.mistakes_agreement(table).axes
+
+
+def test_images_are_drawn_anew_by_seed():
+    metrics = pytest.importorskip("sklearn.metrics")
+    found = learning()
+    tables = [kt.mistakes(found, seed=seed) for seed in (3, 3, 4)]
+    agreements = [table.further["mistakes_agreement"] for table in tables]
+    pandas.testing.assert_frame_equal(*agreements[:2])
+    assert (agreements[0].kappa != agreements[2].kappa).all()
+    # Only the agreement is of drawn images.
+    pandas.testing.assert_frame_equal(tables[0], tables[2])
+    drawn = np.random.default_rng(3).choice(IMAGES, IMAGES)
+    first, second = (found.wrong(m)[drawn] for m in found.of_kind("P-T"))
+    row = agreements[0].iloc[0]
+    assert row.kappa == pytest.approx(metrics.cohen_kappa_score(first, second))
+    assert row.second_accuracy == pytest.approx(1 - second.mean())
+
+
+def test_agreement_of_findings_is_their_mean():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    targets = (rng.uniform(size=(300, 3)) < [0.5, 0.3, 0.1]).astype(np.float32)
+    data = kt.Examples(test=(targets, targets), multi_label=True)
+    nets = []
+    for seed in range(2):
+        keras.utils.set_random_seed(seed)
+        nets.append(
+            keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+        )
+    table = kt.mistakes(kt.Models({"P-T": nets}, data=data))
+    a, b = ((net.predict(targets, verbose=0) > 0) != targets for net in nets)
+    expected = [
+        metrics.cohen_kappa_score(a[:, k], b[:, k])
+        for k in range(3)
+        # A finding that neither gets wrong says nothing.
+        if a[:, k].any() or b[:, k].any()
+    ]
+    (row,) = table.further["mistakes_agreement"].itertuples()
+    assert row.kappa == pytest.approx(np.nanmean(expected))
+    assert row.first_accuracy == pytest.approx(1 - a.mean())
+
+
+def test_trajectories_are_matched_with_what_their_weights_answer():
+    recorded = {
+        kind: [written_models.fitted(seed, epochs=3) for seed in seeds]
+        for kind, seeds in {"P-T": (0, 1), "RI-T": (2, 3)}.items()
+    }
+    found = kt.Models(recorded, data=written_models.examples())
+    table = kt.mistakes(found).further["mistakes_agreement"]
+    images, labels = written_models.arrays()["test"]
+    assert table.matched.sum() == 6
+    for row in table[table.matched].itertuples():
+        kind, number = row.first.split("@")[0].split()
+        net = recorded[kind][int(number)].load_model(row.first_epoch)
+        answers = net.predict(images, verbose=0).argmax(1)
+        assert row.first_accuracy == pytest.approx(np.mean(answers == labels))
+
+
+def test_a_model_whose_outputs_are_not_finite_is_named():
+    nets = written_models.nets()
+    nets["RI-T"][1].layers[-1].bias.assign([np.nan, 0, 0])
+    found = kt.Models(nets, data=written_models.examples())
+    with pytest.raises(UserError, match="'RI-T 1' gives outputs.*40 of 40"):
+        kt.mistakes(found)
 
 
 def test_what_mistakes_refuses(directory, tmp_path):

@@ -16,6 +16,7 @@ from keras_transfer.analysis.analyze import analyze
 from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.similarity import (
     feature_similarity,
+    least_shared,
     linear_cka,
     rbf_cka,
     shared_features,
@@ -257,6 +258,22 @@ def test_what_feature_similarity_refuses():
         feature_similarity([net], batches_of(images, 3), memory_budget=0)
 
 
+@pytest.mark.parametrize("budget", [0, 1])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_a_model_whose_features_are_not_finite_is_named(kernel, budget):
+    nets = written_models.nets()
+    broken = nets["RI-T"][1].layers[-1]
+    broken.bias.assign([np.inf, 0, 0])
+    found = kt.Models(nets, data=written_models.examples())
+    with pytest.raises(UserError, match=f"{broken.name} of model 'RI-T 1'"):
+        kt.similarity(found, kernel=kernel, memory_budget=float(budget))
+    # Constant ones are finite.
+    broken.kernel.assign(0 * broken.kernel)
+    broken.bias.assign([1.0, 0, 0])
+    table = kt.similarity(found, kernel=kernel, memory_budget=float(budget))
+    assert table.cka.isna().sum() == 3 * 3
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs")
@@ -299,25 +316,72 @@ def test_table_of_pairs(directory):
     assert row.cka == pytest.approx(plain_cka(*logits), abs=1e-5)
 
 
+ROWS = [
+    ("P-T/P-T", "conv", 0.99),
+    ("P-T/RI-T", "conv", 0.995),
+    ("RI-T/RI-T", "conv", 0.9),
+    ("P-T/P-T", "a", 0.9),
+    ("P-T/P-T", "a", 0.7),
+    ("P-T/RI-T", "a", 0.2),
+    ("RI-T/P-T", "a", 0.6),
+    ("RI-T/RI-T", "a", 0.5),
+    ("P-T/P-T", "b", 0.1),
+    ("P-T/RI-T", "b", 0.2),
+    ("RI-T/RI-T", "b", 0.0),
+]
+
+
+def table_of(rows):
+    table = pandas.DataFrame(rows, columns=["pair", "first_module", "cka"])
+    return table.assign(second_module=table.first_module)
+
+
 def test_statistic_of_shared_features():
-    table = pandas.DataFrame(
-        [
-            ("P-T/P-T", "a", 0.9),
-            ("P-T/P-T", "a", 0.7),
-            ("P-T/RI-T", "a", 0.2),
-            ("RI-T/P-T", "a", 0.6),
-            ("RI-T/RI-T", "a", 0.5),
-            ("P-T/P-T", "b", 0.1),
-            ("P-T/RI-T", "b", 0.2),
-            ("RI-T/RI-T", "b", 0.0),
-        ],
-        columns=["pair", "first_module", "cka"],
-    )
-    table["second_module"] = table.first_module
-    found = shared_features(table)
-    assert dict(found) == pytest.approx({"a": 0.8 - 0.5, "b": 0.1 - 0.2})
+    def scaled(cka):
+        return np.log((1 + cka) / (1 - cka)) / 2
+
+    table = table_of(ROWS)
+    expected = {
+        "P-T/RI-T": {
+            "conv": scaled(0.99) - scaled(0.995),
+            "a": (scaled(0.9) + scaled(0.7) - scaled(0.2) - scaled(0.6)) / 2,
+            "b": scaled(0.1) - scaled(0.2),
+        },
+        "RI-T/RI-T": {
+            "conv": scaled(0.99) - scaled(0.9),
+            "a": (scaled(0.9) + scaled(0.7)) / 2 - scaled(0.5),
+            "b": scaled(0.1),
+        },
+    }
+    for other, by_module in expected.items():
+        found = shared_features(table, other)
+        assert dict(found) == pytest.approx(by_module)
+        assert list(found.index) == ["conv", "a", "b"]
+        # Not of the first module.
+        found = least_shared(table, other)
+        assert found.value == pytest.approx(by_module["b"])
+        assert found.note == ""
     with pytest.raises(UserError, match="RI-T/RI-T"):
-        shared_features(table[table.pair != "RI-T/RI-T"])
+        least_shared(table[table.pair != "RI-T/RI-T"], "RI-T/RI-T")
+    with pytest.raises(UserError, match="above the first module"):
+        least_shared(table[table.first_module == "conv"], "RI-T/RI-T")
+
+
+def test_features_equal_up_to_rounding_share_no_more_than_equal_ones():
+    rows = [("P-T/P-T", m, 1.0) for m in "abc"]
+    rows += [("RI-T/RI-T", m, 1 + 2e-7) for m in "ab"]
+    rows += [("RI-T/RI-T", "c", 0.999)]
+    found = shared_features(table_of(rows), "RI-T/RI-T")
+    assert found["a"] == found["b"] == 0
+    assert 1 < found["c"] < 10
+
+
+def test_constant_features_are_left_out_and_named():
+    rows = [row for row in ROWS if row[1] != "b"]
+    rows += [(pair, "b", np.nan) for pair, module, _ in ROWS if module == "b"]
+    value, note = least_shared(table_of(rows), "RI-T/RI-T")
+    assert value == shared_features(table_of(rows), "RI-T/RI-T")["a"]
+    assert note.startswith("Without b,")
 
 
 def test_models_that_cannot_be_compared(directory, tmp_path):
@@ -413,12 +477,18 @@ def test_p_may_have_other_classes_than_the_data():
 
 def test_claim_is_of_the_module_where_they_share_least(directory):
     table = kt.similarity(kt.Models(written_models.named(directory)))
-    (statistic,) = find_analysis("similarity").statistics
-    assert (statistic.claim, statistic.direction) == ("C4", ">")
-    value, low, high = statistic.compute(table)
-    assert value == shared_features(table).min()
-    # Without one of two P-Ts there is no pair of them.
-    assert np.isnan([low, high]).all()
+    declared = find_analysis("similarity").statistics
+    assert {(s.claim, s.direction, s.threshold) for s in declared} == {
+        ("C4", ">", 0)
+    }
+    assert [s.decides for s in declared] == [True, True, False, False]
+    for i, other in enumerate(["P-T/RI-T", "RI-T/RI-T"]):
+        by_module = shared_features(table, other)
+        assert list(by_module.index) == ["conv1", "layer1.0", "layer2.0", "fc"]
+        assert other in declared[i].name and other in declared[i + 2].name
+        found = declared[i].compute(table).value
+        assert found == by_module[["layer1.0", "layer2.0", "fc"]].min()
+        assert declared[i + 2].compute(table) == by_module["conv1"]
 
 
 def test_similarity_of_trajectories():

@@ -11,12 +11,19 @@ from keras_transfer.analysis.declaration import (
     declare_analysis,
 )
 from keras_transfer.analysis.drawing import new_figure, plot_by
-from keras_transfer.analysis.statistics import check_pairs, statistic_of_pairs
+from keras_transfer.analysis.statistics import (
+    SIGNIFICANCE,
+    check_pairs,
+    rank_correlation,
+    trend_p_value,
+)
 from keras_transfer.errors import UserError
 from keras_transfer.models import module_chain
 from keras_transfer.models.weights import parameters
 
 TOTAL = "total"
+# Of three modules even the order by depth has a p of 1/6.
+_FEWEST_MODULES = 4
 
 
 def module_distances(first, second):
@@ -57,7 +64,94 @@ def module_distances(first, second):
     return {name: float(np.sqrt(value)) for name, value in squares.items()}
 
 
+def closeness(table):
+    """Returns the first statistic of claim C5, "P-Ts are close".
+
+    Args:
+        table: what `distance` returns.
+
+    Returns:
+        float, mean total L2 of two P-Ts over that of two RI-Ts. Below 1, P-Ts
+        are closer.
+
+    Raises:
+        UserError: if a kind of pair is missing.
+    """
+    total = table[table.module == TOTAL].groupby("pair").l2.mean()
+    needed = ["P-T/P-T", "RI-T/RI-T"]
+    check_pairs(total.index, needed)
+    return float(total[needed[0]] / total[needed[1]])
+
+
+def distance_by_depth(table, pair, by_size=False):
+    """Returns what claim C5, "distance grows with depth", is judged by.
+
+    Deeper modules are larger as a rule, and the distance of two points drawn at
+    random grows as the square root of the number of coordinates.
+
+    Args:
+        table: what `distance` returns.
+        pair: kind of pair, such as "P-T/P-T".
+        by_size: bool, whether to divide by the square root of a module's number
+            of parameters.
+
+    Returns:
+        float array, the mean L2 of these pairs for each module, by depth,
+        without modules whose distance is not known.
+
+    Raises:
+        UserError: if there is no such pair, or there are too few modules to
+            tell a trend from chance.
+    """
+    check_pairs(set(table.pair), [pair])
+    rows = table[(table.pair == pair) & (table.module != TOTAL)]
+    values = rows.l2 / np.sqrt(rows.parameters) if by_size else rows.l2
+    values = values.groupby(rows.depth).mean().dropna()
+    if len(values) < _FEWEST_MODULES:
+        raise UserError(
+            f"A trend with depth takes {_FEWEST_MODULES} modules or more. "
+            f"Received: {len(values)}; take deeper networks."
+        )
+    return values.to_numpy()
+
+
 _CLAIM = "P-Ts are close in parameter space; distance grows with depth."
+
+
+def _closeness_statistic():
+    return Statistic(
+        "C5",
+        _CLAIM,
+        "L2 distance, P-T/P-T over RI-T/RI-T",
+        "<",
+        1.0,
+        closeness,
+    )
+
+
+def _depth_statistic(pair, by_size, chance):
+    """Declares one of those on distance and depth.
+
+    Args:
+        pair: kind of pair.
+        by_size: bool, see `distance_by_depth`.
+        chance: bool, whether it is the p-value of the rank correlation, by
+            permutation of the modules, or the correlation.
+    """
+    measured = "rank correlation"
+    if chance:
+        measured = f"p of the {measured} (permutations of modules)"
+    distances = "L2 distance / sqrt(parameters)" if by_size else "L2 distance"
+    compute = trend_p_value if chance else rank_correlation
+    return Statistic(
+        "C5",
+        _CLAIM,
+        f"{measured} of a module's {pair} {distances} with its depth",
+        "<" if chance else ">",
+        SIGNIFICANCE if chance else 0.0,
+        lambda table: compute(distance_by_depth(table, pair, by_size)),
+        decides=chance and pair == "P-T/P-T",
+    )
 
 
 @declare_analysis(
@@ -67,28 +161,23 @@ _CLAIM = "P-Ts are close in parameter space; distance grows with depth."
             lambda table: _figure(table),
             "Distance in parameter space",
             "L2 distance of two models by module, from the input to the head; "
-            "beside it, where it is known where each model came from, relative "
-            "to the distance that both have travelled from there.",
+            "then over the square root of a module's number of parameters, "
+            "for larger modules lie further apart for their size alone; and, "
+            "where it is known where each model came from, relative to the "
+            "distance that both have travelled from there.",
         )
     ],
     statistics=[
-        Statistic(
-            "C5",
-            _CLAIM,
-            "mean L2 distance of P-T/P-T over that of RI-T/RI-T",
-            "<",
-            1.0,
-            lambda table: statistic_of_pairs(table, closeness),
-        ),
-        Statistic(
-            "C5",
-            _CLAIM,
-            "rank correlation of a module's P-T/P-T distance with its depth",
-            ">",
-            0.0,
-            lambda table: statistic_of_pairs(
-                table, lambda t: depth_correlation(t).get("P-T/P-T", math.nan)
-            ),
+        _closeness_statistic(),
+        *(
+            _depth_statistic(pair, by_size, chance)
+            # P-Ts and RI-Ts apart: pooled, one could make the other's trend.
+            for pair, chance in (
+                ("P-T/P-T", True),
+                ("P-T/P-T", False),
+                ("RI-T/RI-T", True),
+            )
+            for by_size in (False, True)
         ),
     ],
     cost=lambda options, models: 0,
@@ -161,44 +250,6 @@ def distance(models):
     )
 
 
-def closeness(table):
-    """Returns the first statistic of claim C5, "P-Ts are close".
-
-    Args:
-        table: what `distance` returns.
-
-    Returns:
-        float, mean total L2 of two P-Ts over that of two RI-Ts. Below 1, P-Ts
-        are closer.
-
-    Raises:
-        UserError: if a kind of pair is missing.
-    """
-    total = table[table.module == TOTAL].groupby("pair").l2.mean()
-    needed = ["P-T/P-T", "RI-T/RI-T"]
-    check_pairs(total.index, needed)
-    return float(total[needed[0]] / total[needed[1]])
-
-
-def depth_correlation(table):
-    """Returns the second statistic of claim C5, "distance grows with depth".
-
-    Args:
-        table: what `distance` returns.
-
-    Returns:
-        `pandas.Series` by pair kind: mean over pairs of Spearman's rank
-        correlation of a module's distance with its depth, in [-1, 1].
-    """
-    ranks = (
-        table[table.module != TOTAL]
-        .dropna(subset=["l2"])
-        .groupby(["pair", "first", "second"], sort=False)[["depth", "l2"]]
-        .apply(lambda rows: rows.depth.rank().corr(rows.l2.rank()))
-    )
-    return ranks.groupby("pair", sort=False).mean()
-
-
 def _parameters(module):
     """Returns a module's parameters, frozen ones included."""
     weights = module.model.weights
@@ -227,8 +278,10 @@ def _relative(l2, travelled, i):
 
 def _figure(table):
     modules = table[table.module != TOTAL]
+    modules = modules.assign(by_size=modules.l2 / np.sqrt(modules.parameters))
     panels = {
         "l2": ("L2 distance", "Distance"),
+        "by_size": ("L2 / sqrt(parameters)", "For its number of parameters"),
         "relative": (
             "L2 / distance travelled",
             "Relative to the distance travelled",
@@ -236,7 +289,7 @@ def _figure(table):
     }
     drawn = [column for column in panels if modules[column].notna().any()]
     figure, axes = new_figure(
-        4.8 * len(drawn), 4.0, columns=len(drawn), squeeze=False
+        4.4 * len(drawn), 4.0, columns=len(drawn), squeeze=False
     )
     for panel, column in zip(axes[0], drawn, strict=True):
         known = modules.dropna(subset=[column])
@@ -244,4 +297,6 @@ def _figure(table):
         label, title = panels[column]
         panel.set(xlabel="module", ylabel=label, title=title)
         panel.set_ylim(bottom=0)
+        if panel is not axes[0, 0]:
+            panel.get_legend().remove()
     return figure

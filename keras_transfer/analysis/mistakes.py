@@ -2,24 +2,35 @@
 
 With several findings an image (multi-label data), each finding of each image
 is a decision of its own, which is "yes" where the logit is above 0.
+
+Models that are right more often share fewer mistakes by chance alone, and two
+models of unequal accuracy cannot err alike. So whether P-Ts make *similar*
+mistakes is judged by Cohen's kappa of being wrong, which takes out chance, at
+matched accuracy, where all of kappa can be attained: each of the better models,
+as a rule the P-Ts, is taken back to the epoch where it was as good as the worse
+ones became.
 """
 
+import collections
 import dataclasses
 
 import numpy as np
 import pandas
 
+from keras_transfer import objectives
 from keras_transfer.analysis.declaration import (
     Figure,
     Statistic,
     Table,
+    Value,
     declare_analysis,
 )
 from keras_transfer.analysis.drawing import colour, new_figure
 from keras_transfer.analysis.statistics import (
+    HARM,
     excess_of_pretrained_pairs,
-    statistic_of_pairs,
 )
+from keras_transfer.analysis.trajectory import learning_curve
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 
@@ -79,19 +90,20 @@ class Decisions:
         )
 
 
-def decisions(targets, logits, multi_label):
+def decisions(targets, logits, multi_label, name="of these logits"):
     """Reads a model's logits as decisions.
 
     Args:
         targets: float [n, K], one-hot or multi-hot.
         logits: float [n, K].
         multi_label: bool; if so there are n K decisions, else n.
+        name: str, what to call the model.
 
     Returns:
         `Decisions`.
 
     Raises:
-        UserError: if the shapes differ.
+        UserError: if the shapes differ, or logits are not finite.
     """
     targets, logits = np.asarray(targets), np.asarray(logits, np.float64)
     if targets.shape != logits.shape or targets.ndim != 2:
@@ -99,6 +111,7 @@ def decisions(targets, logits, multi_label):
             "Mistakes need targets and logits of one shape [n, K]. Received: "
             f"targets of {targets.shape}, logits of {logits.shape}."
         )
+    objectives.check_finite(logits, name)
     n, num_classes = targets.shape
     if not multi_label:
         truth = targets.argmax(1)
@@ -184,8 +197,92 @@ def expected_calibration_error(confidence, right, num_bins=15):
     return float(np.abs(gap).sum() / len(confidence))
 
 
+# Sentences that a statistic says beside its number.
+_EXPLAINED = (
+    "Accuracy explains it: models at the end of training differ as claimed, "
+    "those of one accuracy do not."
+)
+_NOT_MATCHED = (
+    "Accuracies are not matched: of the better models no other epochs are "
+    "stored, or it is not known how accurate they were."
+)
+_COARSE = (
+    f"Of the better models no stored epoch is within {100 * HARM:g} point of "
+    "the accuracy of the worse ones."
+)
+
+
+def excess_agreement(agreement, other):
+    """Returns a statistic of claim C3, "P-Ts make similar mistakes".
+
+    Args:
+        agreement: `mistakes_agreement`, which `mistakes` returns beside its
+            table.
+        other: "P-T/RI-T" or "RI-T/RI-T".
+
+    Returns:
+        `Value`: mean kappa of P-T/P-T minus that of the others, at matched
+        accuracy, in [-2, 2]; above 0, P-Ts err more alike. If there is no match
+        it is that of the models as they are, and the note says so.
+
+    Raises:
+        UserError: if a kind of pair is missing, or one makes no mistake.
+    """
+    at_end = excess_at_end(agreement, other)
+    matched = agreement[agreement.matched]
+    if not len(matched):
+        return Value(at_end, _NOT_MATCHED)
+    value = _excess(matched, other)
+    if at_end > 0 >= value:
+        return Value(value, _EXPLAINED)
+    accuracies = matched[["first_accuracy", "second_accuracy"]]
+    means = accuracies.groupby(matched.pair).mean().to_numpy()
+    return Value(value, _COARSE if np.ptp(means) > HARM else "")
+
+
+def excess_at_end(agreement, other):
+    """Returns what `excess_agreement` does, of the models as they are."""
+    return _excess(agreement[~agreement.matched], other)
+
+
+def _excess(rows, other):
+    value = excess_of_pretrained_pairs(rows.pair, rows.kappa, other)
+    if np.isnan(value):
+        raise UserError(
+            "Mistakes agree or not where some are made. Received: P-T/P-T or "
+            f"{other} without any; take more test images."
+        )
+    return value
+
+
+def _statistic(other, matched):
+    """Declares that P-T/P-T errs more alike than another kind of pair."""
+    when = "at matched accuracy" if matched else "at the end of training"
+    compute = excess_agreement if matched else excess_at_end
+    return Statistic(
+        "C3",
+        "P-Ts make similar mistakes.",
+        f"Cohen's kappa of errors {when}, P-T/P-T minus {other}",
+        ">",
+        0.0,
+        lambda agreement: compute(agreement, other),
+        tables=("mistakes_agreement",),
+        figure="mistakes_agreement",
+        decides=matched,
+    )
+
+
 @declare_analysis(
     figures=[
+        Figure(
+            "mistakes_agreement",
+            lambda agreement: _agreement_figure(agreement),
+            "Mistakes in common, beyond chance and accuracy",
+            "Cohen's kappa of two models being wrong: 0 as by chance, 1 on the "
+            "same images. At matched accuracy, each of the better models is "
+            "taken at the epoch where it was as good as the worse ones became.",
+            tables=("mistakes_agreement",),
+        ),
         Figure(
             "mistakes",
             lambda table: _outcomes_figure(table),
@@ -211,16 +308,12 @@ def expected_calibration_error(confidence, right, num_bins=15):
         ),
     ],
     statistics=[
-        Statistic(
-            "C3",
-            "P-Ts make similar mistakes.",
-            "share of common mistakes, P-T/P-T minus the larger of P-T/RI-T "
-            "and RI-T/RI-T",
-            ">",
-            0.0,
-            lambda table: statistic_of_pairs(table, shared_mistakes),
-        )
+        _statistic(other, matched)
+        for matched in (True, False)
+        for other in ("P-T/RI-T", "RI-T/RI-T")
     ],
+    # Of two kinds, one is looked at once more.
+    cost=lambda options, models: 3 * models / 2,
     in_memory=("mistakes_pictures",),
 )
 def mistakes(
@@ -228,8 +321,14 @@ def mistakes(
     split: schema.Split = "test",
     num_bins: schema.Count = 15,
     images_shown: schema.Natural = 24,
+    seed: schema.Seed | None = None,
 ):
     """Compares the mistakes of every pair of models (paper section 3.2).
+
+    For the agreement at matched accuracy, of P-Ts and RI-Ts those of the kind
+    that is better at the end of training are taken at the stored epoch where
+    the metric on the test data (accuracy, or mean AUC of several findings) was
+    nearest to the mean of the other kind.
 
     Args:
         models: `Models`, two or more trained on the target; those of kind RI
@@ -237,10 +336,20 @@ def mistakes(
         split: "test" or "train".
         num_bins: int, bins of confidence.
         images_shown: int, most images in the figure for each kind.
+        seed: int, of a draw of as many examples with replacement, on which the
+            agreement is computed: over several seeds it spreads as over several
+            draws of test data (the bootstrap). None: on the examples as they
+            are.
 
     Returns:
         `Table`, one row per pair and class: pair, first, second, class ("all"
         or a class's or finding's name) and what `compare` gives. Beside it
+        mistakes_agreement (one row per pair of models as they are, and, where
+        there is a match, per pair of P-Ts and RI-Ts at matched accuracy: pair,
+        first, second, first_epoch, second_epoch (missing of a single model),
+        first_accuracy, second_accuracy (shares of right decisions), matched
+        (bool) and kappa, see `error_consistency`, of several findings the mean
+        of theirs),
         mistakes_models (accuracy and expected calibration error of each model),
         mistakes_confidence (histograms of the confidence of common and uncommon
         mistakes), mistakes_images (which examples only models of one kind get
@@ -248,8 +357,8 @@ def mistakes(
         the figure; empty if the inputs are no images).
 
     Raises:
-        UserError: if there is no pair, a model does not fit the data, or there
-            is no bin.
+        UserError: if there is no pair, a model does not fit the data or gives
+            logits that are not finite, or there is no bin.
     """
     if num_bins < 1:
         raise UserError(
@@ -258,12 +367,7 @@ def mistakes(
     members = models.trained(2, "Comparing mistakes")
     examples = models.examples
     chosen = examples.split(split)
-    made = {
-        m: decisions(
-            chosen.targets, models.logits(m, split), examples.multi_label
-        )
-        for m in members
-    }
+    made = {m: _made(models, m, split) for m in members}
     names = [str(name) for name in examples.class_names]
     pairs = list(models.pairs(members))
     table = pandas.DataFrame(
@@ -292,6 +396,7 @@ def mistakes(
     )
     return Table(
         table,
+        mistakes_agreement=_agreement(models, made, split, seed),
         mistakes_models=accuracies,
         mistakes_confidence=confidence,
         mistakes_images=images,
@@ -299,21 +404,127 @@ def mistakes(
     )
 
 
-def shared_mistakes(table):
-    """Returns the statistic of claim C3, "P-Ts make similar mistakes".
+def _made(models, member, split):
+    """Returns the `Decisions` of one member."""
+    examples = models.examples
+    return decisions(
+        examples.split(split).targets,
+        models.logits(member, split),
+        examples.multi_label,
+        member.name,
+    )
+
+
+def _agreement(models, made, split, seed):
+    """Returns the table mistakes_agreement.
 
     Args:
-        table: what `mistakes` returns.
+        models: `Models`.
+        made: {member: `Decisions`}.
+        split: "test" or "train".
+        seed: int or None.
+    """
+    earlier = _matched(models, made, split)
+    made = made | {m: _made(models, m, split) for m in earlier.values()}
+    drawn = np.arange(len(models.examples.split(split)))
+    if seed is not None:
+        drawn = np.random.default_rng(seed).choice(drawn, len(drawn))
+    wrong = {m: _wrong(d)[drawn] for m, d in made.items()}
+    rows = [(*row, False) for row in models.pairs(models.trained())]
+    rows += [(*row, True) for row in models.pairs(list(earlier.values()))]
+    return pandas.DataFrame(
+        {
+            "pair": pair,
+            "first": first.name,
+            "second": second.name,
+            "first_epoch": first.epoch,
+            "second_epoch": second.epoch,
+            "first_accuracy": 1 - wrong[first].mean(),
+            "second_accuracy": 1 - wrong[second].mean(),
+            "matched": matched,
+            "kappa": _mean_kappa(wrong[first], wrong[second]),
+        }
+        for pair, first, second, matched in rows
+    )
+
+
+def _wrong(made):
+    """Returns which decisions are wrong, bool [n, findings or 1]."""
+    return made.wrong.reshape(made.example[-1] + 1, -1)
+
+
+def _mean_kappa(first, second):
+    """Returns the mean over findings [n, F] of kappa, NaN without mistakes."""
+    kappas = [
+        error_consistency(*pair) for pair in zip(first.T, second.T, strict=True)
+    ]
+    known = [kappa for kappa in kappas if not np.isnan(kappa)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _matched(models, made, split):
+    """Finds P-Ts and RI-Ts of one accuracy.
 
     Returns:
-        float, the mean share of common mistakes of two P-Ts minus the larger of
-        the means of P-T with RI-T and of two RI-Ts. Above 0, P-Ts share more.
-
-    Raises:
-        UserError: if a kind of pair is missing.
+        {member: itself or its kind at an earlier epoch}, of all P-Ts and RI-Ts;
+        {} if there is no match.
     """
-    overall = table[table["class"] == "all"]
-    return excess_of_pretrained_pairs(overall.pair, overall.common_share)
+    reached = collections.defaultdict(dict)
+    for member in made:
+        if member.kind in ("P-T", "RI-T"):
+            reached[member.kind][member] = _metric(models, member, split)
+    if len(reached) < 2:
+        return {}
+    means = {kind: np.mean([*own.values()]) for kind, own in reached.items()}
+    if np.isnan([*means.values()]).any():
+        # No finding has an AUC.
+        return {}
+    worse = min(means, key=means.get)
+    found = {}
+    for kind, own in reached.items():
+        for member in own:
+            epoch = member.epoch
+            if kind != worse:
+                epoch = _nearest_epoch(member, means[worse], split)
+            if epoch is None and kind != worse:
+                return {}
+            found[member] = _at(member, epoch)
+    return found
+
+
+def _metric(models, member, split):
+    """Returns a member's accuracy, or mean AUC of several findings."""
+    summary = objectives.summarize(
+        models.examples.split(split).targets,
+        models.logits(member, split),
+        models.examples,
+    )
+    return summary[objectives.metric_name(models.examples.multi_label)]
+
+
+def _nearest_epoch(member, metric, split):
+    """Returns the stored epoch where a member was as good, None if unknown."""
+    # Curves are of the test data.
+    stored = member.source.epochs() if split == "test" else []
+    try:
+        curve = learning_curve(member.source)[1]
+    except UserError:
+        return None
+    curve = curve[curve.index.isin(stored) & (curve.index <= member.epoch)]
+    curve = curve.dropna()
+    if len(curve) < 2:
+        return None
+    # Of several the last one.
+    return int((curve[::-1] - metric).abs().idxmin())
+
+
+def _at(member, epoch):
+    """Returns a member at another epoch."""
+    if epoch == member.epoch:
+        return member
+    return dataclasses.replace(
+        member, name=f"{member.name}@{epoch}", epoch=epoch
+    )
 
 
 def _by_class(first, second, class_names):
@@ -389,6 +600,42 @@ def _pictures(images, split, images_shown):
     pictures["label"] = list(shown["class"] + ": " + shown.answers)
     pictures["image"] = pandas.Series(arrays, dtype=object)
     return pictures
+
+
+def _agreement_figure(agreement):
+    kinds = list(dict.fromkeys(agreement.pair))
+    stages = [
+        (title, rows)
+        for title, rows in (
+            ("at the end of training", agreement[~agreement.matched]),
+            ("at matched accuracy", agreement[agreement.matched]),
+        )
+        if len(rows)
+    ]
+    figure, axes = new_figure(
+        1.6 + 3.2 * len(stages), 3.6, 1, len(stages), sharey=True, squeeze=False
+    )
+    for panel, (title, rows) in zip(axes[0], stages, strict=True):
+        for i, kind in enumerate(kinds):
+            own = rows.kappa[rows.pair == kind]
+            panel.bar(i, own.mean(), color=colour(kind), alpha=0.4)
+            panel.plot([i] * len(own), own, "o", color=colour(kind))
+        panel.axhline(0, color="black", linewidth=0.8)
+        panel.set_xticks(range(len(kinds)), _with_accuracy(rows, kinds))
+        panel.set_title(title)
+    axes[0, 0].set_ylabel("Cohen's kappa of errors")
+    return figure
+
+
+def _with_accuracy(rows, kinds):
+    """Returns each kind of pair with the mean accuracies of its models."""
+    means = rows.groupby("pair")[["first_accuracy", "second_accuracy"]].mean()
+    return [
+        f"{kind}\n" + " / ".join(f"{a:.1%}" for a in means.loc[kind])
+        if kind in means.index
+        else kind
+        for kind in kinds
+    ]
 
 
 def _outcomes_figure(table):

@@ -22,13 +22,11 @@ from tqdm import tqdm
 from keras_transfer.analysis.declaration import (
     Figure,
     Statistic,
+    Value,
     declare_analysis,
 )
 from keras_transfer.analysis.drawing import new_figure, plot_by
-from keras_transfer.analysis.statistics import (
-    excess_of_pretrained_pairs,
-    statistic_of_pairs,
-)
+from keras_transfer.analysis.statistics import excess_of_pretrained_pairs
 from keras_transfer.config import schema
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
@@ -37,6 +35,8 @@ from keras_transfer.landscape.replicas import on_replicas
 from keras_transfer.models import module_chain
 
 KERNELS = ("linear", "rbf")
+# What is nearer to 1 is 1 up to rounding, and its arctanh would be anything.
+_LARGEST_CKA = 1 - 1e-6
 # HSIC_1 divides by n (n - 3).
 _SMALLEST_BATCH = 4
 # Columns in one product: beyond some 500,000 TensorFlow's takes several times
@@ -111,6 +111,7 @@ def feature_similarity(
     bandwidth=1.0,
     memory_budget=4.0,
     strategy=None,
+    names=None,
 ):
     """Computes CKA between all modules of several models.
 
@@ -132,13 +133,14 @@ def feature_similarity(
         strategy: `tf.distribute.Strategy` to whose replicas batches are dealt
             out; None for all GPUs of this machine, or else its CPU. For a TPU,
             the models must have been made in its scope.
+        names: list of str, what to call the models; None for their own names.
 
     Returns:
         A `FeatureSimilarity`.
 
     Raises:
-        UserError: for an unknown kernel, no batches, or a model without
-            modules.
+        UserError: for an unknown kernel, no batches, a model without modules,
+            or features that are not finite.
     """
     if kernel not in KERNELS or not bandwidth > 0:
         raise UserError(
@@ -160,7 +162,93 @@ def feature_similarity(
     hsic, num_examples = compute(
         extractors, batches, kernel, bandwidth, strategy or default_strategy()
     )
+    for (i, module), own in zip(modules, np.diag(hsic), strict=True):
+        # Also of constant features it is a number.
+        if not np.isfinite(own):
+            name = names[i] if names else models[i].name
+            raise UserError(
+                "CKA compares finite features. Received: NaN or infinity in "
+                f"module {module} of model '{name}'; take an epoch before "
+                "training diverged, or leave the model out."
+            )
     return FeatureSimilarity(modules, _normalized(hsic), method, num_examples)
+
+
+def shared_features(table, other):
+    """Compares pairs of P-Ts with others at each module, for claim C4.
+
+    CKA is bounded by 1, near which the features of all lower modules crowd; its
+    arctanh, as of a correlation (Fisher 1915), is not.
+
+    Args:
+        table: what `similarity` returns.
+        other: "P-T/RI-T" or "RI-T/RI-T".
+
+    Returns:
+        `pandas.Series` by module, in order of depth: mean arctanh CKA of two
+        P-Ts minus that of the others. Above 0, P-Ts share more; NaN where
+        features are constant.
+
+    Raises:
+        UserError: if a kind of pair is missing.
+    """
+    same = table[table.first_module == table.second_module]
+    same = same.assign(scaled=_arctanh(same.cka))
+    return same.groupby("first_module", sort=False)[["pair", "scaled"]].apply(
+        lambda rows: excess_of_pretrained_pairs(rows.pair, rows.scaled, other)
+    )
+
+
+def least_shared(table, other):
+    """Returns a statistic of claim C4, "P-Ts share features".
+
+    Args:
+        table: what `similarity` returns.
+        other: "P-T/RI-T" or "RI-T/RI-T".
+
+    Returns:
+        `Value`: the least of `shared_features` over all modules but the first,
+        whose features hardly differ between any models.
+
+    Raises:
+        UserError: if a kind of pair is missing, or there is no such module.
+    """
+    above = shared_features(table, other).iloc[1:]
+    known = above.dropna()
+    if not len(known):
+        raise UserError(
+            "Features are compared above the first module. Received: models of "
+            "one module, or of constant features; name others."
+        )
+    left_out = ", ".join(above.index[above.isna()])
+    return Value(
+        known.min(),
+        left_out and f"Without {left_out}, where features are constant.",
+    )
+
+
+def _arctanh(cka):
+    return np.arctanh(np.clip(cka, -_LARGEST_CKA, _LARGEST_CKA))
+
+
+def _statistic(other, above_first):
+    """Declares that P-T/P-T shares more than another kind of pair."""
+    where = "the first module"
+    if above_first:
+        where = "the module, of all but the first, where this is least"
+    return Statistic(
+        "C4",
+        "P-Ts share features.",
+        f"arctanh CKA, P-T/P-T minus {other}, at {where}",
+        ">",
+        0.0,
+        lambda table: (
+            least_shared(table, other)
+            if above_first
+            else shared_features(table, other).iloc[0]
+        ),
+        decides=above_first,
+    )
 
 
 @declare_analysis(
@@ -170,7 +258,8 @@ def feature_similarity(
             lambda table: _diagonal_figure(table),
             "Feature similarity by module",
             "CKA of the same module in two models, from the input to the "
-            "logits: 1 for features alike up to rotation and scale.",
+            "logits: 1 for features alike up to rotation and scale. The scale "
+            "is that of its arctanh, on which differences near 1 show.",
         ),
         Figure(
             "similarity_matrix",
@@ -181,17 +270,9 @@ def feature_similarity(
         ),
     ],
     statistics=[
-        Statistic(
-            "C4",
-            "P-Ts share features.",
-            "CKA, P-T/P-T minus the larger of P-T/RI-T and RI-T/RI-T, at the "
-            "module where this is least",
-            ">",
-            0.0,
-            lambda table: statistic_of_pairs(
-                table, lambda t: shared_features(t).min()
-            ),
-        )
+        _statistic(other, above_first)
+        for above_first in (True, False)
+        for other in ("P-T/RI-T", "RI-T/RI-T")
     ],
 )
 def similarity(
@@ -243,6 +324,7 @@ def similarity(
         bandwidth,
         memory_budget,
         models.strategy,
+        [member.name for member in models],
     )
     labels = dict(zip(models, _labels(found.modules), strict=True))
     return pandas.DataFrame(
@@ -259,25 +341,6 @@ def similarity(
         for pair, first, second in models.pairs()
         for i, first_module in labels[first]
         for j, second_module in labels[second]
-    )
-
-
-def shared_features(table):
-    """Returns the statistic of claim C4, "P-Ts share features".
-
-    Args:
-        table: what `similarity` returns.
-
-    Returns:
-        `pandas.Series` by module: mean CKA of two P-Ts minus the larger of the
-        means of P-T with RI-T and of two RI-Ts. Above 0, P-Ts share more.
-
-    Raises:
-        UserError: if a kind of pair is missing.
-    """
-    same = table[table.first_module == table.second_module]
-    return same.groupby("first_module", sort=False)[["pair", "cka"]].apply(
-        lambda rows: excess_of_pretrained_pairs(rows.pair, rows.cka)
     )
 
 
@@ -324,7 +387,9 @@ def _rbf_kernel(x, bandwidth):
     squared = np.maximum(norms[:, None] + norms - 2 * gram, 0)
     median = np.median(np.sqrt(squared[np.triu_indices(len(x), k=1)]))
     with np.errstate(divide="ignore", invalid="ignore"):
-        kernel = np.exp(-squared / (2 * (bandwidth * median) ** 2))
+        exponent = squared / (2 * (bandwidth * median) ** 2)
+    # Where most are alike, also the median is 0.
+    kernel = np.exp(-np.where(squared == 0, 0, exponent))
     rows = kernel.mean(axis=0)
     kernel = kernel - rows - rows[:, None] + rows.mean()
     return _Kernel(kernel.astype(np.float32), is_factor=False)
@@ -424,7 +489,9 @@ def _batch_kernel(x, kernel, bandwidth):
     distances = tf.sqrt(tf.sort(tf.reshape(squared, [-1]))[n:])
     last = tf.size(distances) - 1
     median = (distances[last // 2] + distances[(last + 1) // 2]) / 2
-    return tf.exp(-squared / (2 * (bandwidth * median) ** 2))
+    exponent = squared / (2 * (bandwidth * median) ** 2)
+    # Where most are alike, also the median is 0.
+    return tf.exp(-tf.where(squared == 0, tf.zeros_like(squared), exponent))
 
 
 def _u_centred(gram):
@@ -515,11 +582,15 @@ def _diagonal_figure(table):
     if not len(same):
         return None
     figure, axes = new_figure()
-    plot_by(axes, same, "first_module", "cka", "pair")
+    same = same.assign(scaled=_arctanh(same.cka))
+    plot_by(axes, same, "first_module", "scaled", "pair")
+    ticks = np.array([0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 0.9999, 1])
+    low, high = axes.get_ylim()
+    shown = (_arctanh(ticks) >= low) & (_arctanh(ticks) <= high)
+    axes.set_yticks(_arctanh(ticks[shown]), [f"{t:g}" for t in ticks[shown]])
     axes.set(
         xlabel="module",
-        ylabel=f"CKA ({table.method.iloc[0]})",
-        ylim=(None, 1.02),
+        ylabel=f"CKA ({table.method.iloc[0]}), scaled by arctanh",
         title=f"Feature similarity, {table.examples.iloc[0]:,} images",
     )
     return figure

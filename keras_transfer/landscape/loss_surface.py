@@ -462,7 +462,8 @@ def examples_surface(
 
     The columns are loss (nats), accuracy (share of right answers, for
     multi-label data of right findings; 1 - accuracy is the 0-1 error), and for
-    multi-label data auc and auc_<finding>.
+    multi-label data auc and auc_<finding>. At points far out, where logits are
+    not finite, accuracy and AUC are NaN.
 
     Args:
         model: `keras.Model` giving logits, see `LossSurface`.

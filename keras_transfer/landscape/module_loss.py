@@ -928,8 +928,8 @@ def _between(corners, k, f):
 
 def _error(multi_label, targets, logits):
     right = objectives.example_accuracy(targets, logits, multi_label)
-    finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
-    return tf.where(finite, 1 - right, 1.0)
+    # Logits that are not finite are no right answer.
+    return tf.where(tf.math.is_nan(right), 1.0, 1 - right)
 
 
 def _digest(content):
