@@ -63,6 +63,7 @@ _WRONG_OF_ANALYSES = {
     "interpolation.num_points": ("'x'", "0", "1", "-1"),
     "interpolation.extent": ("3", "[0.0]", "[1.0, 0.0]", "['a', 'b']"),
     "interpolation.splits": ("3", "'test'", "['valid']", "[]"),
+    "interpolation.epochs": ("3", "'last'", "[1.5]", "[99]", "[]"),
     "plane.num_points": ("'x'", "0", "1", "-1"),
     "plane.margin": ("'x'", "-1.0"),
     "plane.split": ("'valid'",),
@@ -88,7 +89,6 @@ _WRONG_OF_ANALYSES = {
 }
 # What reads a parameter that is not an analysis' own.
 _READS = {
-    "plane": "interpolation",
     "examples_surface": "interpolation",
     "examples_modules": "criticality",
 }

@@ -34,17 +34,26 @@ def models(tmp_path_factory):
 
 def test_alpha_grid_hits_both_ends():
     alphas = alpha_grid()
-    assert len(alphas) == 50 and np.all(np.diff(alphas) > 0)
-    assert (alphas[0], alphas[-1]) == (-0.5, 1.5)
-    assert 0.0 in alphas and 1.0 in alphas
-    np.testing.assert_allclose(np.diff(alphas), 0.0408, atol=0.001)
+    # As published, 50 points from end to end; half as far again on both sides.
+    inside = alphas[(alphas >= 0) & (alphas <= 1)]
+    np.testing.assert_allclose(inside, np.linspace(0, 1, 50), atol=1e-15)
+    np.testing.assert_allclose(np.diff(alphas), 1 / 49)
+    assert (alphas[0], alphas[-1]) == pytest.approx((-24 / 49, 73 / 49))
     np.testing.assert_allclose(
         alpha_grid(11, (0, 1)), np.linspace(0, 1, 11), atol=1e-15
     )
-    for num_points in range(8, 60):
+    # Where the extent is a whole number of steps, it is reached.
+    np.testing.assert_allclose(
+        alpha_grid(11, (-0.3, 2.7)), np.arange(-3, 28) / 10, atol=1e-15
+    )
+    for num_points in range(2, 60):
         grid = alpha_grid(num_points, (-0.3, 2.0))
-        assert len(grid) == num_points
+        assert np.sum((grid >= 0) & (grid <= 1)) == num_points
         assert 0.0 in grid and 1.0 in grid and np.all(np.diff(grid) > 0)
+        step = 1 / (num_points - 1)
+        np.testing.assert_allclose(np.diff(grid), step)
+        assert -0.3 - 1e-9 <= grid[0] < -0.3 + step
+        assert 2.0 - step < grid[-1] <= 2.0 + 1e-9
     with pytest.raises(UserError, match=r"extent=\(0.1, 1\)"):
         alpha_grid(50, (0.1, 1))
     with pytest.raises(UserError, match="num_points=1"):
@@ -60,6 +69,12 @@ def test_barrier_height_of_a_parabola():
     # What is better than promised is no barrier, nor is what lies outside.
     assert barrier_height(alphas, hill, True) == 0
     assert barrier_height(alphas, np.abs(alphas - 0.5), False) == 0
+    # Of what has no value nothing is known; an infinite loss is a barrier.
+    unknown = np.where(alphas == 0.5, np.nan, hill)
+    assert np.isnan(barrier_height(alphas, unknown, True))
+    assert barrier_height([0, 0.5, 1], [1, np.inf, 1], False) == np.inf
+    outside = np.where(alphas < 0, np.nan, hill)
+    assert barrier_height(alphas, outside, False) == pytest.approx(0.7)
     with pytest.raises(UserError, match="hold 0 and 1"):
         barrier_height([0, 0.5], [1, 1], True)
 
@@ -72,7 +87,7 @@ def test_segment():
 
 
 def test_interpolation_of_all_pairs(models):
-    table = interpolation(models, num_points=9)
+    table = interpolation(models, num_points=5)
     assert list(table.columns) == [
         *("pair", "first", "second", "split", "alpha", "loss", "accuracy"),
         "batch_norm",
@@ -104,6 +119,21 @@ def test_interpolation_of_all_pairs(models):
     heights = table.further["interpolation_barriers"]
     assert len(heights) == 10 * 2 * 2
     assert heights.batch_norm.unique() == ["none"]
+    summary = table.further["interpolation_summary"]
+    assert len(summary) == 3 * 2 * 2
+    row = summary[
+        (summary.pair == "P-T/RI-T")
+        & (summary.split == "test")
+        & (summary.measure == "loss")
+    ].iloc[0]
+    own = heights[
+        (heights.pair == "P-T/RI-T")
+        & (heights.split == "test")
+        & (heights.measure == "loss")
+    ].height
+    assert row.pairs == 6
+    assert row["mean"] == pytest.approx(np.mean(own))
+    assert (row.least, row.greatest) == (own.min(), own.max())
     assert list(small_models.figures("interpolation", table)) == [
         "interpolation"
     ]
@@ -204,31 +234,119 @@ def test_barriers():
     np.testing.assert_allclose(heights.height, [0.1, 0, 0.5])
 
 
-def test_claims():
-    """Of unlike pairs the kind with the lower mean barrier."""
-    names = {"P-T/P-T": "ab", "P-T/RI-T": "ac", "RI-T/RI-T": "cd"}
-    dips = {"P-T/P-T": 0.01, "P-T/RI-T": 0.5, "RI-T/RI-T": 0.3}
-    table = pandas.DataFrame(
+def lines(dips, split="test"):
+    """Returns a table of lines, {(pair, first, second): dip in accuracy}."""
+    return pandas.DataFrame(
         [
             {"pair": pair, "first": first, "second": second, "alpha": alpha}
-            | {"split": "test", "loss": 1.0}
-            | {"accuracy": 0.9 - (dips[pair] if alpha == 0.5 else 0)}
-            for pair, (first, second) in names.items()
+            | {"split": split, "loss": 1.0}
+            | {"accuracy": 0.9 - (dip if alpha == 0.5 else 0)}
+            for (pair, first, second), dip in dips.items()
             for alpha in (0.0, 0.5, 1.0)
         ]
     )
-    same, other = find_analysis("interpolation").statistics
-    assert same.compute(table)[0] == pytest.approx(0.01)
-    assert other.compute(table)[0] == pytest.approx(0.3)
+
+
+DIPS = {
+    ("P-T/P-T", "a", "b"): 0.01,
+    ("P-T/RI-T", "a", "c"): 0.5,
+    ("RI-T/P-T", "c", "b"): 0.7,
+    ("RI-T/RI-T", "c", "d"): 0.3,
+}
+
+
+def test_claims():
+    """The mean over the pairs of a kind, of test images."""
+    found = find_analysis("interpolation").statistics
+    assert [(s.claim, s.direction, s.threshold) for s in found] == [
+        ("C6", "<", 0.05),
+        ("C6", ">", 0.05),
+        ("C6", ">", 0.05),
+    ]
+    assert all(s.decides for s in found)
+    train = lines(dict.fromkeys(DIPS, 0.2), "train")
+    table = pandas.concat([train, lines(DIPS)])
+    values = [s.compute(table) for s in found]
+    np.testing.assert_allclose(values, [0.01, 0.6, 0.3])
     # Nothing is made of pairs that there are not.
-    assert np.isnan(other.compute(table[table.pair == "P-T/P-T"])[0])
+    same, *others = found
+    alone = lines({key: DIPS[key] for key in list(DIPS)[:1]})
+    assert same.compute(alone) == pytest.approx(0.01)
+    for other in others:
+        with pytest.raises(UserError, match="Received: P-T/P-T on test"):
+            other.compute(alone)
+    with pytest.raises(UserError, match="on train images"):
+        same.compute(train)
+    unknown = lines(DIPS | {("RI-T/RI-T", "c", "d"): np.nan})
+    assert same.compute(unknown) == pytest.approx(0.01)
+    with pytest.raises(UserError, match="such between c and d"):
+        others[1].compute(unknown)
 
 
-def test_cost():
-    options = {"num_points": 20, "splits": ("test",)}
-    assert find_analysis("interpolation").cost(options, 4) == 20 * 6
-    options = {"num_points": 20, "splits": None}
-    assert find_analysis("interpolation").cost(options, 4) == 20 * 6 * 2
+def test_best_and_last(models):
+    """As the paper pairs them for CheXpert."""
+    for i, member in enumerate(models):
+        run = member.source
+        run.write_best(0 if i % 2 else 2, "accuracy", 0.5)
+    table = interpolation(
+        models, 2, (0.0, 1.0), ("test",), epochs=("last", "best")
+    )
+    counts = (table.groupby("epochs", sort=False).size() // 2).to_dict()
+    # Two of the five models are the best at epoch 0, not at the last, 2.
+    assert counts == {"last-last": 10, "best-best": 10, "last-best": 2}
+    own = table[table.epochs == "last-best"]
+    assert list(own["first"]) == list(own["second"])
+    single = {
+        name: interpolation(
+            Models(runs_of(models), epoch=name),
+            2,
+            (0.0, 1.0),
+            ("test",),
+        )
+        for name in ("last", "best")
+    }
+    for name, expected in single.items():
+        found = table[table.epochs == f"{name}-{name}"]
+        np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
+        assert list(found["first"]) == list(expected["first"])
+    last, best = (
+        table[table.epochs == f"{name}-{name}"] for name in ("last", "best")
+    )
+    for row in own.itertuples():
+        ends = last if row.alpha == 0 else best
+        expected = ends[(ends["first"] == row.first) & (ends.alpha == 0)]
+        assert row.loss == pytest.approx(expected.loss.iloc[0], rel=1e-5)
+    heights = table.further["interpolation_barriers"]
+    assert len(heights) == 22 * 2
+    same = find_analysis("interpolation").statistics[0]
+    chosen = heights[
+        (heights.epochs == "last-last")
+        & (heights.pair == "P-T/P-T")
+        & (heights.measure == "accuracy")
+    ]
+    assert same.compute(table) == pytest.approx(chosen.height.mean())
+    (panel, *_) = figures.interpolation(table).axes
+    _, labels = panel.get_legend_handles_labels()
+    assert "P-T/RI-T, best-best" in labels
+
+
+def runs_of(models):
+    kinds = {m.kind: [] for m in models}
+    for member in models:
+        kinds[member.kind].append(member.source)
+    return kinds
+
+
+def test_cost(models):
+    cost = find_analysis("interpolation").cost
+    options = {"num_points": 20, "extent": (0.0, 1.0), "splits": ("test",)}
+    options["epochs"] = None
+    assert cost(options, 4) == 20 * 6
+    assert cost(options | {"splits": None}, 4) == 20 * 6 * 2
+    # 9 more on either side.
+    assert cost(options | {"extent": (-0.5, 1.5)}, 4) == 38 * 6
+    both = options | {"epochs": ("last", "best")}
+    assert cost(both, 4) == 20 * (6 + 6 + 4)
 
 
 def test_one_model_is_not_enough(models):
@@ -241,15 +359,11 @@ def test_gin_file(models, tmp_path):
     named = {"P-T": [str(m.source.path) for m in models.of_kind("P-T")]}
     gin.parse_config_files_and_bindings(
         [str(ROOT / "gin" / "interpolation.gin")],
-        [
-            f"Models.models = {named}",
-            "interpolation.num_points = 8",
-            "plane.num_points = 2",
-        ],
+        [f"Models.models = {named}", "interpolation.num_points = 8"],
     )
     analyze(tmp_path)
-    for name in ("interpolation", "interpolation_barriers", "plane"):
-        assert len(pandas.read_csv(tmp_path / f"{name}.csv"))
-    for name in ("interpolation", "plane_P-T"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 1000
-        assert (tmp_path / f"{name}.svg").stat().st_size > 1000
+    for name in ("", "_barriers", "_summary"):
+        assert len(pandas.read_csv(tmp_path / f"interpolation{name}.csv"))
+    for suffix in ("png", "svg"):
+        path = tmp_path / f"interpolation.{suffix}"
+        assert path.stat().st_size > 1000

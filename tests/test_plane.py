@@ -1,10 +1,14 @@
+import gin
 import numpy as np
+import pandas
 import pytest
 import small_models
 import written_runs
+from commands import ROOT
 from scipy.spatial import distance
 
 from keras_transfer import Models, plane
+from keras_transfer.analysis.analyze import analyze
 from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.plane import (
     plane_coefficients,
@@ -91,3 +95,15 @@ def test_too_few(capsys):
 
 def test_cost():
     assert find_analysis("plane").cost({"num_points": 5}, 9) == 2 * 25
+
+
+def test_gin_file(models, tmp_path):
+    named = {"P-T": [str(m.source.path) for m in models.of_kind("P-T")]}
+    gin.parse_config_files_and_bindings(
+        [str(ROOT / "gin" / "plane.gin")],
+        [f"Models.models = {named}", "plane.num_points = 2"],
+    )
+    analyze(tmp_path)
+    assert len(pandas.read_csv(tmp_path / "plane.csv")) == 4 + 3
+    for suffix in ("png", "svg"):
+        assert (tmp_path / f"plane_P-T.{suffix}").stat().st_size > 1000

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Annotated
 
 import numpy as np
 import pandas
@@ -13,28 +14,33 @@ from keras_transfer.analysis.declaration import (
     declare_analysis,
 )
 from keras_transfer.analysis.drawing import colour, new_figure
-from keras_transfer.analysis.statistics import BARRIER, mean_over_pairs
+from keras_transfer.analysis.statistics import BARRIER
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
+from keras_transfer.landscape.loss_surface import examples_surface
 from keras_transfer.landscape.weight_space import Points
 
-# The columns that tell one line of points from another.
-_PAIR = ["pair", "first", "second", "split"]
+# Of a model, one or more; see `interpolation`.
+Epochs = Annotated[tuple[str | int, ...], schema.NotEmpty()]
+
+# The columns that tell one line of points from another; epochs is there only
+# where some were asked for.
+_LINE = ["pair", "first", "second", "epochs", "split"]
+_STYLES = ("-", "--", ":", "-.")
 
 
 def alpha_grid(num_points=50, extent=(-0.5, 1.5)):
     """Returns positions along a line that hit both ends exactly.
 
-    Three grids glued together: evenly spaced below 0, from 0 to 1, and above 1,
-    each with its share of the points (50 on [-0.5, 1.5] are 12, 26 and 12, in
-    steps of 1/24, 1/25 and 1/24).
+    Source: paper section 3.3, with points beyond the ends as well.
 
     Args:
-        num_points: int.
-        extent: (first, last), first <= 0 and last >= 1.
+        num_points: int, evenly spaced points from 0 to 1, both included.
+        extent: (first, last), first <= 0 and last >= 1; outside [0, 1] come
+            further points at the same distance, as many as there is room for.
 
     Returns:
-        float64 [num_points], ascending.
+        float64 [num_points or more], ascending.
 
     Raises:
         UserError: if the extent leaves out an end or there are too few points.
@@ -45,21 +51,16 @@ def alpha_grid(num_points=50, extent=(-0.5, 1.5)):
             "The extent must hold both ends, 0 and 1. "
             f"Received: extent={extent}."
         )
-    per_unit = (num_points - 1) / (last - first)
-    below, above = round(-first * per_unit), round((last - 1) * per_unit)
-    inside = num_points - below - above
-    if inside < 2:
+    if num_points < 2:
         raise UserError(
-            "Both ends and what lies outside need more points. Received: "
-            f"num_points={num_points} for extent={extent}."
+            "A line has two ends, which are points, too. Received: "
+            f"num_points={num_points}."
         )
-    return np.concatenate(
-        [
-            np.linspace(first, 0, below, endpoint=False),
-            np.linspace(0, 1, inside),
-            1 + np.linspace(last - 1, 0, above, endpoint=False)[::-1],
-        ]
-    )
+    steps = num_points - 1
+    # What is a whole number of steps may be less by rounding.
+    before = math.floor(-first * steps + 1e-9)
+    after = math.floor((last - 1) * steps + 1e-9)
+    return np.arange(-before, steps + after + 1) / steps
 
 
 def barrier_height(alphas, values, higher_is_better):
@@ -67,7 +68,8 @@ def barrier_height(alphas, values, higher_is_better):
 
     The maximum over alpha in [0, 1] of how much worse the measured value is
     than what the straight line between the two end values promises. It is 0 if
-    there is no barrier, never less, as both ends lie on the line.
+    there is no barrier, never less, as both ends lie on the line; NaN if a
+    value is.
 
     Source: paper section 3.3.
 
@@ -93,7 +95,7 @@ def barrier_height(alphas, values, higher_is_better):
     line = (1 - alphas[inside]) * start + alphas[inside] * end
     worse = line - values[inside] if higher_is_better else values[inside] - line
     # At the ends themselves rounding must not leave a trace.
-    return float(max(0.0, np.max(worse)))
+    return float(np.maximum(0.0, np.max(worse)))
 
 
 def segment(alphas, first, second, num_vectors):
@@ -110,23 +112,44 @@ def segment(alphas, first, second, num_vectors):
     return Points((1 - alphas) * ends[0] + alphas * ends[1])
 
 
-def _barrier_of(kinds):
-    """Returns a statistic: the lowest mean barrier of some kinds of pair."""
+def mean_barrier(heights, pair):
+    """Returns the statistics of claim C6: the mean barrier of a kind of pair.
 
-    def compute(table):
-        heights = barriers(table)
-        metric = "auc" if "auc" in set(heights.measure) else "accuracy"
-        rows = heights[(heights.split == "test") & (heights.measure == metric)]
-        return min(
-            (
-                mean_over_pairs(own["first"], own["second"], own.height)
-                for own in (rows[rows.pair == kind] for kind in kinds)
-                if len(own)
-            ),
-            default=(math.nan,) * 3,
+    Args:
+        heights: what `barriers` returns. Of several splits and epochs, test
+            images and the epochs named first count.
+        pair: "P-T/P-T", "P-T/RI-T" (in either order) or "RI-T/RI-T".
+
+    Returns:
+        float, mean height in test accuracy or AUC, a share.
+
+    Raises:
+        UserError: if there is no such pair, or the models between two give
+            outputs that are not finite.
+    """
+    metric = "auc" if "auc" in set(heights.measure) else "accuracy"
+    if "epochs" in heights:
+        heights = heights[heights.epochs == heights.epochs.iloc[0]]
+    rows = heights[
+        (heights.split == "test")
+        & (heights.measure == metric)
+        & (heights.pair.replace("RI-T/P-T", "P-T/RI-T") == pair)
+    ]
+    if rows.empty:
+        raise UserError(
+            f"Barriers of {pair} are measured on test images, between two "
+            "models; name both in Models.models. Received: "
+            f"{', '.join(heights.pair.unique())} on "
+            f"{', '.join(heights.split.unique())} images."
         )
-
-    return compute
+    unknown = rows[rows.height.isna()]
+    if len(unknown):
+        names = unknown["first"] + " and " + unknown["second"]
+        raise UserError(
+            "Where outputs are not finite there is no accuracy, and the height "
+            f"of a barrier is unknown. Received: such between {names.iloc[0]}."
+        )
+    return float(rows.height.mean())
 
 
 _CLAIM = (
@@ -148,31 +171,25 @@ _CLAIM = (
         Statistic(
             "C6",
             _CLAIM,
-            "barrier height of P-T/P-T",
-            "<",
+            f"barrier height of {pair}",
+            direction,
             BARRIER,
-            _barrier_of(["P-T/P-T"]),
-        ),
-        Statistic(
-            "C6",
-            _CLAIM,
-            "barrier height of P-T/RI-T or RI-T/RI-T, the lower",
-            ">",
-            BARRIER,
-            _barrier_of(["P-T/RI-T", "RI-T/RI-T"]),
-        ),
+            lambda table, pair=pair: mean_barrier(barriers(table), pair),
+        )
+        for pair, direction in (
+            ("P-T/P-T", "<"),
+            ("P-T/RI-T", ">"),
+            ("RI-T/RI-T", ">"),
+        )
     ],
-    cost=lambda options, models: (
-        options["num_points"]
-        * math.comb(models, 2)
-        * len(options["splits"] or ("test", "train"))
-    ),
+    cost=lambda options, models: _cost(options, models),
 )
 def interpolation(
     models,
     num_points: schema.Several = 50,
     extent: tuple[float, float] = (-0.5, 1.5),
     splits: schema.Splits | None = None,
+    epochs: Epochs | None = None,
 ):
     """Measures loss and metric along the line through every pair.
 
@@ -180,48 +197,123 @@ def interpolation(
 
     Args:
         models: `Models`, at least two of them trained on the target.
-        num_points: int, points of each pair; the paper takes 50 for DomainNet
-            and 20 for CheXpert.
-        extent: (first, last) alpha; beyond [0, 1] is extrapolation.
+        num_points: int, points of each pair from one model to the other, both
+            included; the paper takes 50 for DomainNet and 20 for CheXpert.
+        extent: (first, last) alpha; beyond [0, 1] is extrapolation, in points
+            of the same distance.
         splits: of "test" and "train"; None: those that the data have.
+        epochs: of every model, "best", "last" or int; None: that of
+            `Models.epoch`. Of several, each is compared with the same of every
+            other model, and the first with the others of the same model: the
+            paper takes "best" and "last" for CheXpert.
 
     Returns:
-        `Table`, one row per pair, split and alpha: pair, first, second, split,
-        alpha, loss (nats), accuracy (share of right answers, for multi-label
-        data of right findings) and for multi-label data auc and auc_<finding>.
-        Beside it interpolation_barriers, see `barriers`.
+        `Table`, one row per pair, split and alpha: pair, first, second, epochs
+        (such as "best-last"; only if `epochs` are given), split, alpha, loss
+        (nats), accuracy (share of right answers, for multi-label data of right
+        findings) and for multi-label data auc and auc_<finding>. Beside it
+        interpolation_barriers, see `barriers`, and interpolation_summary: of
+        each kind of pair (epochs, split and measure) how many there are, and
+        their mean, least and greatest height.
 
     Raises:
         UserError: if there are fewer than two models or they do not fit.
     """
     members = models.trained(2, "Interpolation")
     alphas = alpha_grid(num_points, extent)
-    pairs = list(itertools.combinations(range(len(members)), 2))
+    ends, lines = _lines(members, epochs)
     points = Points(
         np.concatenate(
-            [segment(alphas, i, j, len(members)).coefficients for i, j in pairs]
+            [
+                segment(alphas, i, j, len(ends)).coefficients
+                for *_, i, j in lines
+            ]
         )
     )
     tables = []
     for split in splits or models.examples.splits:
-        columns = models.surface(split).evaluate(
+        columns = _surface(models, ends, split).evaluate(
             points, models.evaluations, f"interpolation, {split}"
         )
-        rows = [
-            (
-                f"{members[i].kind}/{members[j].kind}",
-                members[i].name,
-                members[j].name,
-                split,
-                alpha,
-            )
-            for i, j in pairs
-            for alpha in alphas
-        ]
-        labels = pandas.DataFrame(rows, columns=[*_PAIR, "alpha"])
+        labels = pandas.DataFrame(
+            [
+                (*line, split, alpha)
+                for *line, _, _ in lines
+                for alpha in alphas
+            ],
+            columns=[*_LINE, "alpha"],
+        )
         tables.append(labels.assign(**columns))
     table = pandas.concat(tables, ignore_index=True)
-    return Table(table, interpolation_barriers=barriers(table))
+    if epochs is None:
+        table = table.drop(columns="epochs")
+    heights = barriers(table)
+    return Table(
+        table,
+        interpolation_barriers=heights,
+        interpolation_summary=_summary(heights),
+    )
+
+
+def _lines(members, epochs):
+    """Returns the ends of the lines, and between which of them they run.
+
+    Args:
+        members: list of `Member`.
+        epochs: see `interpolation`.
+
+    Returns:
+        ends: list of (`Member`, int, its epoch), each once.
+        lines: list of (kind of pair, first name, second name, epochs, position
+            of the first among the ends, position of the second).
+    """
+    ends = {}
+
+    def end(member, epoch):
+        resolved = (
+            member.epoch
+            if epoch is None
+            else member.source.resolve_epoch(epoch)
+        )
+        return ends.setdefault((member, resolved), len(ends))
+
+    lines, names = [], epochs or (None,)
+    for epoch in names:
+        lines += [
+            (f"{a.kind}/{b.kind}", a.name, b.name, f"{epoch}-{epoch}")
+            + (end(a, epoch), end(b, epoch))
+            for a, b in itertools.combinations(members, 2)
+        ]
+    for epoch in names[1:]:
+        own = [(m, end(m, names[0]), end(m, epoch)) for m in members]
+        lines += [
+            (f"{m.kind}/{m.kind}", m.name, m.name, f"{names[0]}-{epoch}", i, j)
+            for m, i, j in own
+            if i != j
+        ]
+    return list(ends), lines
+
+
+def _surface(models, ends, split):
+    """Returns the `LossSurface` over the ends of lines."""
+    if ends == [(member, member.epoch) for member in models.trained()]:
+        return models.surface(split)
+    return examples_surface(
+        models.model(ends[0][0]),
+        [models.weights(member, epoch) for member, epoch in ends],
+        models.examples,
+        split,
+        models.batch_norm,
+        strategy=models.strategy,
+    )
+
+
+def _cost(options, models):
+    """Returns how often the whole network is run on the images of a split."""
+    others = len(options["epochs"] or (None,)) - 1
+    lines = (1 + others) * math.comb(models, 2) + others * models
+    points = len(alpha_grid(options["num_points"], options["extent"]))
+    return points * lines * len(options["splits"] or ("test", "train"))
 
 
 def barriers(table):
@@ -232,23 +324,37 @@ def barriers(table):
 
     Returns:
         `pandas.DataFrame`, one row per pair, split and measure: pair, first,
-        second, split, measure ("loss", "accuracy" or "auc"), height (nats, or
-        share).
+        second, epochs (if the table has them), split, measure ("loss",
+        "accuracy" or "auc"), height (nats, or share).
     """
+    by = [column for column in _LINE if column in table]
     measures = [m for m in ("loss", "accuracy", "auc") if m in table]
     return pandas.DataFrame(
         [
-            dict(zip(_PAIR, key, strict=True))
+            dict(zip(by, key, strict=True))
             | {
                 "measure": measure,
                 "height": barrier_height(
                     rows.alpha, rows[measure], measure != "loss"
                 ),
             }
-            for key, rows in table.groupby(_PAIR, sort=False)
+            for key, rows in table.groupby(by, sort=False)
             for measure in measures
         ]
     )
+
+
+def _summary(heights):
+    """Returns number, mean and range of heights, one row a kind of pair."""
+    by = [
+        column
+        for column in heights
+        if column in ("pair", "epochs", "split", "measure")
+    ]
+    found = heights.groupby(by, sort=False).height
+    return found.agg(
+        pairs="size", mean="mean", least="min", greatest="max"
+    ).reset_index()
 
 
 def _figure(table):
@@ -265,20 +371,27 @@ def _figure(table):
         top.set_title(f"{split} images")
         bottom.set_xlabel("alpha: first model at 0, second at 1")
     handles, kinds = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, kinds, loc="outside upper center", ncols=len(kinds))
+    # As many beside each other as there is room for.
+    columns = min(len(kinds), 3 * len(splits))
+    figure.legend(handles, kinds, loc="outside upper center", ncols=columns)
     return figure
 
 
 def _draw(axes, table, measure):
-    labelled = set()
-    for (kind, *_), rows in table.groupby(
-        ["pair", "first", "second"], sort=False
-    ):
-        label = None if kind in labelled else kind
-        labelled.add(kind)
+    if "epochs" not in table:
+        table = table.assign(epochs="")
+    labelled, epochs = set(), list(table.epochs.unique())
+    for (kind, _, _, chosen), rows in table.groupby(_LINE[:-1], sort=False):
+        label = kind if len(epochs) == 1 else f"{kind}, {chosen}"
         axes.plot(
-            rows.alpha, rows[measure], color=colour(kind), label=label, lw=1.2
+            rows.alpha,
+            rows[measure],
+            color=colour(kind),
+            linestyle=_STYLES[epochs.index(chosen) % len(_STYLES)],
+            label=None if label in labelled else label,
+            lw=1.2,
         )
+        labelled.add(label)
     if measure == "loss":
         # Far outside, the loss leaves the picture by orders of magnitude.
         inside = table[table.alpha.between(0, 1)].loss
