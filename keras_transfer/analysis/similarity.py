@@ -388,8 +388,9 @@ def _rbf_kernel(x, bandwidth):
     median = np.median(np.sqrt(squared[np.triu_indices(len(x), k=1)]))
     with np.errstate(divide="ignore", invalid="ignore"):
         exponent = squared / (2 * (bandwidth * median) ** 2)
-    # Where most are alike, also the median is 0.
-    kernel = np.exp(-np.where(squared == 0, 0, exponent))
+    # Where most are alike, also the median is 0. What is subtracted from all,
+    # centring takes out; but of constant features it leaves 0 exactly.
+    kernel = np.expm1(-np.where(squared == 0, 0, exponent))
     rows = kernel.mean(axis=0)
     kernel = kernel - rows - rows[:, None] + rows.mean()
     return _Kernel(kernel.astype(np.float32), is_factor=False)
@@ -490,8 +491,10 @@ def _batch_kernel(x, kernel, bandwidth):
     last = tf.size(distances) - 1
     median = (distances[last // 2] + distances[(last + 1) // 2]) / 2
     exponent = squared / (2 * (bandwidth * median) ** 2)
-    # Where most are alike, also the median is 0.
-    return tf.exp(-tf.where(squared == 0, tf.zeros_like(squared), exponent))
+    # As in `_rbf_kernel`.
+    return tf.math.expm1(
+        -tf.where(squared == 0, tf.zeros_like(squared), exponent)
+    )
 
 
 def _u_centred(gram):
