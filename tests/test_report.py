@@ -79,6 +79,7 @@ def claim(name, target, value, low, high, verdict, **others):
         "high": high,
         "direction": ">",
         "threshold": 0.0,
+        "decides": True,
         "finding": verdict,
         "verdict": verdict,
         "note": "",
@@ -99,6 +100,22 @@ def claims():
             | {"figure": "analyses/a/gone", "table": "analyses/a/gone"},
             claim("C12", "a", -5.0, NAN, NAN, "inconclusive", **barrier),
         ]
+    )
+
+
+def values():
+    """What two replications gave, as far from the value as each other."""
+    return pandas.DataFrame(
+        {
+            "claim": row.claim,
+            "target": row.target,
+            "statistic": row.statistic,
+            "replication": number,
+            "value": row.value + 0.1 * number - 0.05,
+            "note": "",
+        }
+        for row in claims().itertuples()
+        for number in range(2)
     )
 
 
@@ -142,6 +159,7 @@ def write(directory, **others):
         "title": f"Study of {NASTY}",
         "question": "What is being transferred?",
         "claims": claims(),
+        "values": values(),
         "runs": runs(),
         "curves": curves(),
         "sections": [section],
@@ -217,6 +235,7 @@ def test_the_data_come_back_as_they_were(page):
     }
     assert saved["analyses_a_barrier.csv"] == b"alpha,loss\n0,\xc3\xa9\n"
     assert saved["claims.csv"].decode() == claims().to_csv(index=False)
+    assert saved["replications.csv"].decode() == values().to_csv(index=False)
     assert saved["runs.csv"].decode() == runs().to_csv(index=False)
     assert saved["curves.csv"].decode() == curves().to_csv(index=False)
 
@@ -267,7 +286,7 @@ def test_intervals_are_drawn_to_scale(page):
     # None of the one that was not decided.
     assert len(drawings) == 4
     marks = [e for e in page.elements if e[0] in ("rect", "path", "circle")]
-    shaded, _, line, bar, dot = (e[1] for e in marks[:5])
+    shaded, _, line, bar, *rings, dot = (e[1] for e in marks[:7])
     at = {
         "line": float(re.match(r"M([\d.]+) ", line["d"])[1]),
         "low": float(re.match(r"M([\d.]+) ", bar["d"])[1]),
@@ -278,15 +297,32 @@ def test_intervals_are_drawn_to_scale(page):
     slope, start = np.polyfit(list(values.values()), list(at.values()), 1)
     for name, value in values.items():
         assert at[name] == pytest.approx(start + slope * value, abs=1e-9)
+    # One ring a replication.
+    for ring, value in zip(rings, (0.15, 0.25), strict=True):
+        assert float(ring["cx"]) == pytest.approx(start + slope * value)
     # The claim holds above the line: to the right, up to the edge.
     assert slope > 0 and float(shaded["x"]) == at["line"]
     assert float(shaded["width"]) == pytest.approx(320 - at["line"])
     # The other target's is drawn to the same scale.
-    assert float(marks[9][1]["cx"]) == pytest.approx(start + slope * 0.3)
+    assert float(marks[13][1]["cx"]) == pytest.approx(start + slope * 0.3)
     # Below the line.
-    assert marks[10][1]["x"] == "0"
+    assert marks[14][1]["x"] == "0"
     # Without an interval there is no bar.
-    assert len(marks) == 4 * 5 - 1
+    assert len(marks) == 4 * 7 - 1
+
+
+def test_what_decides_nothing_is_shown_beside(tmp_path):
+    table = pandas.DataFrame(
+        [
+            claim("C1", "a", 1, 0.5, 2, "reproduced"),
+            claim("C1", "a", -7, -9, -5, "reproduced", finding="")
+            | {"decides": False, "statistic": "another"},
+        ]
+    )
+    page = Page(write(tmp_path, claims=table).read_text(encoding="utf-8"))
+    rows = [" ".join(row[2].split()) for row in page.all("tr")]
+    assert "C1 a Statement of C1. 1 (0.5 to 2) > 0 ✓ reproduced" in rows
+    assert "another: -7, 95% interval -9 to -5; shown beside." in page.text
 
 
 def test_the_worst_statistic_decides_and_each_is_told(tmp_path):
@@ -316,7 +352,7 @@ def test_a_table_too_large_to_download_is_named(tmp_path):
     path = tmp_path / "report.html"
     empty = pandas.DataFrame()
     report = Report(
-        "T", "Q", empty, empty, empty, sections, [], {}, "", tmp_path
+        "T", "Q", empty, empty, empty, empty, sections, [], {}, "", tmp_path
     )
     write_report(path, report)
     text = Page(path.read_text(encoding="utf-8")).text

@@ -25,9 +25,7 @@ def digits():
 def data_for(model):
     """Returns the digits in the shape that a model takes."""
     size, _, channels = model.input_shape[1:]
-    return data.load(
-        "digits", image_size=size, channels=channels, num_train=32
-    )
+    return data.load("digits", image_size=size, channels=channels, num_train=32)
 
 
 def write_run(path, dataset, seed, start_seed=None, last=2, **arguments):

@@ -33,35 +33,57 @@ def plan_text(study, work_dir):
     """
     estimate = _Estimate(study.num_images)
     runner = Runner(work_dir, study.tasks(), on_read=estimate.add)
-    rows, total, unknown = [], 0.0, 0
-    for task in runner.tasks:
-        cost = estimate.costs[task.name]
-        done = runner.is_current(task)
-        if cost is None:
-            unknown += not done
-        elif not done:
-            total += cost
-        shown = "?" if cost is None else f"{cost:.1e}"
-        state = "finished" if done else shown
-        needs = ", ".join(_shorter(task.needs)) or "-"
-        rows.append(f"{task.name:<44}{state:>10}  {needs}")
-    runs = sum(task.command == "train" for task in runner.tasks)
+    plans = [_Plan(task, runner, estimate) for task in runner.tasks]
+    first = [plan for plan in plans if plan.task.replication == 0]
+    runs = sum(plan.task.command == "train" for plan in plans)
+    total = sum(plan.cost for plan in plans)
     lines = [
         study.title,
         "",
-        f"{'run or analysis':<44}{'operations':>10}  needs",
-        *rows,
+        f"{'run or analysis':<50}{'operations':>10}  needs",
+        *map(str, first),
+    ]
+    if study.replications > 1:
+        lines += [
+            "",
+            f"All {study.replications} replications are like this one.",
+        ]
+    lines += [
         "",
-        f"{runs} runs and {len(rows) - runs} analyses; {total:.1e} operations "
+        f"{runs} runs and {len(plans) - runs} analyses; {total:.1e} operations "
         f"to do: {_duration(total / 1e11)} at 100 gigaflops a second (two CPU "
         f"cores), {_duration(total / 3e13)} at 30 teraflops (a GPU).",
     ]
-    if unknown:
+    if done := sum(plan.state == "finished" for plan in plans):
+        lines.append(f"{done} of them are finished.")
+    if unknown := sum(plan.state == "?" for plan in plans):
         lines.append(
             f"Of {unknown}, marked ?, the data are not there to be counted; "
             "Study.num_images may tell."
         )
     return "\n".join(lines)
+
+
+class _Plan:
+    """What is to be told of a task.
+
+    Attributes:
+        task: the `Task`.
+        cost: float, operations to do.
+        state: str, "finished", the cost, or "?" if it is not known.
+    """
+
+    def __init__(self, task, runner, estimate):
+        self.task = task
+        cost = estimate.costs[task.name]
+        done = runner.is_current(task)
+        self.cost = 0.0 if done or cost is None else cost
+        known = "?" if cost is None else f"{cost:.1e}"
+        self.state = "finished" if done else known
+
+    def __str__(self):
+        needs = ", ".join(_shorter(self.task.needs)) or "-"
+        return f"{self.task.name:<50}{self.state:>10}  {needs}"
 
 
 def _shorter(names, shown=3):

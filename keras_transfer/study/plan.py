@@ -3,15 +3,28 @@
 import dataclasses
 import pathlib
 import re
+from typing import Literal
 
 import gin
 
+from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 
-# The files under gin/ that say how a sweep's runs are analysed.
+# The files under gin/ that say how a sweep's runs are made and analysed.
 _SHUFFLED = "shuffled.gin"
+_FROZEN = "frozen_features.gin"
 _FEATURE_REUSE = "feature_reuse.gin"
 _PRETRAINING = "pretraining.gin"
+_LABEL_EFFICIENCY = "label_efficiency.gin"
+
+# Two models of a kind make a pair.
+_MODELS = 2
+# Every replication has so many numbers to itself, for the seeds of its runs.
+_SEEDS = 1000
+# The first of the paper's seeds of shuffling.
+_SHUFFLE_SEED = 1234
+# A sweep is judged by its learning curves alone.
+_WITHOUT_CHECKPOINTS = {"train.keep_epochs": []}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +38,12 @@ class Task:
         bindings: {parameter: value}, which win over the files. A
             `DirectoryOf` in a value stands for that directory.
         needs: tuple of names of the tasks whose results this one reads.
-        kind: "P", "P-T" or "RI-T" of a run, "" of an analysis.
+        replication: int, 0, 1, ...
+        kind: "P", "P-T", "RI-T" or "P-T frozen" of a run, "" of an analysis.
         target: str, name of the target; "" for P.
-        seed: int of a run, None of an analysis.
+        seed: int, of an analysis that draws by one; None of a run, whose
+            bindings hold it.
+        in_sweep: bool, whether it is a run of a sweep.
     """
 
     name: str
@@ -35,9 +51,11 @@ class Task:
     files: tuple
     bindings: dict
     needs: tuple = ()
+    replication: int = 0
     kind: str = ""
     target: str = ""
     seed: int | None = None
+    in_sweep: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +70,11 @@ class DirectoryOf:
 class Study:
     """What is trained and analysed, as data (paper sections 3.1 to 3.5).
 
-    For every target: P-Ts and RI-Ts, one per seed, and the analyses of them;
-    the sweep over block sizes, one P-T and one RI-T per size and seed; and the
-    sweep over pre-training checkpoints, one P-T per checkpoint and seed.
+    A study is so many independent replications. Each has its own P and, for
+    every target, its own draw of the training images, two P-Ts and two RI-Ts,
+    the analyses of them, and its part of the sweeps: over block sizes, over
+    pre-training checkpoints, and over numbers of training images, with one run
+    of a kind each. No two runs have one seed.
 
     Attributes:
         title: str, of the report.
@@ -65,17 +85,25 @@ class Study:
         source: {parameter: value} bound for P, such as its "load.data_dir".
         targets: {name: {parameter: value}}, what is bound for a target's runs;
             under "P-T" or "RI-T", another such dict, for one kind only.
-        seeds: integers, one P-T and one RI-T each.
-        block_sizes: pixels; the image's own size is the unshuffled image. Empty
-            for no sweep.
-        shuffle_seeds: one for each of `seeds`.
+        replications: int; a verdict needs five or more.
+        first_seed: int, from which all seeds of the first replication follow;
+            the second has those of `first_seed` + 1, and so on.
+        draw: the parameter by which a replication's own training images are
+            drawn, "" if all have the same ones. It matters where fewer images
+            are drawn than there are (load.num_train).
+        block_sizes: pixels; the image's own size is the unshuffled image, and
+            "pixels" has all pixels and channels shuffled. Empty for no sweep.
         pretrained_epochs: epochs of P to start from, the last left out: the
-            P-Ts of `seeds` start there. Empty for no sweep.
+            P-Ts that are no part of a sweep start there. Empty for no sweep.
+        num_train: {number of training images: {parameter: value}}, what is
+            bound for the runs on so many. Empty for no sweep.
         analyses: gin files, each run on every target's P-Ts and RI-Ts.
+        analyses_of_three: gin files, each run on three P-Ts of every target, in
+            the first replication alone.
         bindings: {parameter: value} bound for every run.
-        sweep_bindings: {parameter: value} bound for the runs of the sweeps,
-            and then for the last checkpoint's as well, which are trained again.
         analysis_bindings: {parameter: value} bound for every analysis.
+        threads: int, that each run and analysis has to itself, so that numbers
+            do not depend on how many cores there are.
         num_images: {"" or target: (training, test images)} for the estimate of
             compute, where the data are not there to be counted.
     """
@@ -87,145 +115,203 @@ class Study:
     fine_tune: str = gin.REQUIRED
     targets: dict = gin.REQUIRED
     source: dict = dataclasses.field(default_factory=dict)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    block_sizes: tuple[int, ...] = ()
-    shuffle_seeds: tuple[int, ...] = (1234, 1235, 1236)
+    replications: schema.Count = 1
+    first_seed: schema.Seed = 0
+    draw: str = "load.seed"
+    block_sizes: tuple[int | Literal["pixels"], ...] = ()
     pretrained_epochs: tuple[int, ...] = ()
+    num_train: dict = dataclasses.field(default_factory=dict)
     analyses: tuple[str, ...] = ()
+    analyses_of_three: tuple[str, ...] = ()
     bindings: dict = dataclasses.field(default_factory=dict)
-    sweep_bindings: dict = dataclasses.field(default_factory=dict)
     analysis_bindings: dict = dataclasses.field(default_factory=dict)
+    threads: schema.Count = 1
     num_images: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         _check_targets(self.targets)
-        for name in (
-            "source",
-            "bindings",
-            "sweep_bindings",
-            "analysis_bindings",
-        ):
+        for name in ("source", "bindings", "analysis_bindings"):
             _check_bindings(f"Study.{name}", getattr(self, name))
-        if not self.seeds:
-            raise UserError(
-                "Study.seeds must hold at least one seed. Received: none."
-            )
-        _check_distinct("seeds", self.seeds, 0)
-        _check_distinct("block_sizes", self.block_sizes, 1)
-        _check_distinct("pretrained_epochs", self.pretrained_epochs, 0)
+        for number, bindings in self.num_train.items():
+            _check_bindings(f"Study.num_train[{number!r}]", bindings)
+        pixels = tuple(n for n in self.block_sizes if n != "pixels")
+        _check_distinct("block_sizes", self.block_sizes)
+        _check_least("block_sizes", pixels, 1)
+        _check_distinct("pretrained_epochs", self.pretrained_epochs)
+        _check_least("pretrained_epochs", self.pretrained_epochs, 0)
+        _check_least("num_train", tuple(self.num_train), 1)
         _check_distinct("analyses", tuple(map(_name_of, self.analyses)))
+        of_three = (*self.analyses, *self.analyses_of_three)
+        _check_distinct("analyses_of_three", tuple(map(_name_of, of_three)))
         _check_sizes(self.num_images)
-        if self.block_sizes and len(self.shuffle_seeds) < len(self.seeds):
-            raise UserError(
-                "Each seed needs a shuffle seed of its own. Received: "
-                f"{len(self.seeds)} Study.seeds and {len(self.shuffle_seeds)} "
-                "Study.shuffle_seeds."
-            )
 
     def tasks(self):
         """Returns every `Task`, each after those it needs."""
-        tasks = [
-            Task(
-                "runs/P",
-                "train",
-                (self.pretrain,),
-                {**self.bindings, **self.source},
-                kind="P",
-                seed=None,
-            )
+        return [
+            task
+            for number in range(self.replications)
+            for task in _Replication(self, number).tasks()
         ]
-        for target in self.targets:
-            models = self._models(target, f"runs/{target}")
-            tasks += models
-            for file in self.analyses:
-                tasks.append(self._analysis(target, file, models))
-            if self.block_sizes:
+
+
+def replication_directory(number):
+    """Returns the name of a replication's directory within the study's."""
+    return f"replication_{number}"
+
+
+class _Replication:
+    """The plan of one replication.
+
+    Args:
+        study: `Study`.
+        number: int, 0, 1, ...
+    """
+
+    def __init__(self, study, number):
+        self._study = study
+        self._number = number
+        self._path = replication_directory(number)
+        self._seed = study.first_seed + number
+        # As they are planned; each run's seed is its place in them.
+        self._runs = []
+
+    def tasks(self):
+        """Returns every `Task`, each after those it needs."""
+        study = self._study
+        pretrained = self._train("runs/P", "P", "", (), study.source)
+        tasks, models = [pretrained], {}
+        # First, so that another sweep leaves their seeds as they are.
+        for target in study.targets:
+            models[target] = self._models(target, f"runs/{target}")
+            tasks += models[target]
+        for target, own in models.items():
+            tasks += [self._analysis(target, f, own) for f in study.analyses]
+            if study.block_sizes:
                 tasks += self._block_sweep(target)
-            if self.pretrained_epochs:
-                tasks += self._checkpoint_sweep(target, models)
+            if study.pretrained_epochs:
+                tasks += self._checkpoint_sweep(target, own)
+            if study.num_train:
+                tasks += self._size_sweep(target, own)
+            if study.analyses_of_three and self._number == 0:
+                tasks += self._three(target, own)
         return tasks
 
-    def _models(self, target, directory, kinds=("P-T", "RI-T"), **options):
+    def _models(self, target, directory):
         return [
-            self._run(target, kind, seed, f"{directory}/{kind}_{seed}", options)
-            for kind in kinds
-            for seed in self.seeds
+            self._run(target, kind, f"{directory}/{kind}_{i}")
+            for kind in ("P-T", "RI-T")
+            for i in range(_MODELS)
         ]
 
-    def _run(self, target, kind, seed, name, options):
-        files = {"P-T": self.fine_tune, "RI-T": self.scratch}
-        own = dict(self.targets[target])
-        by_kind = {k: own.pop(k, {}) for k in files}
-        start = {}
-        if kind == "P-T":
-            start = {"train.pretrained": DirectoryOf("runs/P")}
-        return Task(
-            name,
+    def _run(self, target, kind, name, files=(), bindings=None, sweep=False):
+        """Plans a run on a target; its bindings win over all others."""
+        study = self._study
+        own = dict(study.targets[target])
+        by_kind = {k: own.pop(k, {}) for k in ("P-T", "RI-T")}
+        recipe = "RI-T" if kind == "RI-T" else "P-T"
+        file = study.scratch if kind == "RI-T" else study.fine_tune
+        bindings = {
+            **({study.draw: self._seed} if study.draw else {}),
+            **own,
+            **by_kind[recipe],
+            **(_WITHOUT_CHECKPOINTS if sweep else {}),
+            **(bindings or {}),
+        }
+        needs = ()
+        if recipe == "P-T":
+            source = f"{self._path}/runs/P"
+            bindings["train.pretrained"] = DirectoryOf(source)
+            needs = (source,)
+        files = (file.replace("{target}", target), *files)
+        return self._train(name, kind, target, files, bindings, needs, sweep)
+
+    def _train(
+        self, name, kind, target, files, bindings, needs=(), in_sweep=False
+    ):
+        study = self._study
+        task = Task(
+            f"{self._path}/{name}",
             "train",
-            (
-                files[kind].replace("{target}", target),
-                *options.get("files", ()),
-            ),
+            files or (study.pretrain,),
             {
-                **self.bindings,
-                **own,
-                **by_kind[kind],
-                **start,
-                "train.seed": seed,
-                **options.get("bindings", {}),
+                **study.bindings,
+                **bindings,
+                "train.seed": _SEEDS * self._seed + len(self._runs),
             },
-            needs=("runs/P",) if kind == "P-T" else (),
-            kind=kind,
-            target=target,
-            seed=seed,
+            needs,
+            self._number,
+            kind,
+            target,
+            in_sweep=in_sweep,
         )
+        self._runs.append(task)
+        return task
 
     def _block_sweep(self, target):
         runs = []
-        for size in self.block_sizes:
-            for seed, shuffle_seed in zip(
-                self.seeds, self.shuffle_seeds, strict=False
-            ):
-                shuffle = {
-                    "load.block_size": size,
-                    "load.shuffle_seed": shuffle_seed,
-                }
-                options = {
-                    "files": (_SHUFFLED,),
-                    "bindings": {**self.sweep_bindings, **shuffle},
-                }
-                runs += [
-                    self._run(
-                        target,
-                        kind,
-                        seed,
-                        f"runs/{target}/blocks_{size}/{kind}_{seed}",
-                        options,
-                    )
-                    for kind in ("P-T", "RI-T")
-                ]
+        for size in self._study.block_sizes:
+            shuffle = {"load.shuffle_seed": _SHUFFLE_SEED + self._seed}
+            if size == "pixels":
+                name, shuffle["load.shuffle"] = "pixels", "pixels"
+            else:
+                name, shuffle["load.block_size"] = f"blocks_{size}", size
+            runs += [
+                self._run(
+                    target,
+                    kind,
+                    f"runs/{target}/{name}/{kind}",
+                    (_SHUFFLED,),
+                    shuffle,
+                    sweep=True,
+                )
+                for kind in ("P-T", "RI-T")
+            ]
         return [*runs, self._analysis(target, _FEATURE_REUSE, runs)]
 
     def _checkpoint_sweep(self, target, models):
-        last = [task for task in models if task.kind == "P-T"]
-        epochs = list(self.pretrained_epochs)
-        if self.sweep_bindings:
-            epochs, last = [*epochs, "last"], []
-        runs = []
-        for epoch in epochs:
-            runs += self._models(
+        runs = [
+            self._run(
                 target,
-                f"runs/{target}/from_epoch_{epoch}",
-                ("P-T",),
-                bindings={
-                    **self.sweep_bindings,
-                    "train.pretrained_epoch": epoch,
-                },
+                "P-T",
+                f"runs/{target}/from_epoch_{epoch}/P-T",
+                bindings={"train.pretrained_epoch": epoch},
+                sweep=True,
             )
+            for epoch in self._study.pretrained_epochs
+        ]
+        last = [task for task in models if task.kind == "P-T"]
         analysis = self._analysis(
-            target, _PRETRAINING, [*runs, *last], ("runs/P",)
+            target, _PRETRAINING, [*runs, *last], (f"{self._path}/runs/P",)
         )
         return [*runs, analysis]
+
+    def _size_sweep(self, target, models):
+        files = {"P-T": (), "RI-T": (), "P-T frozen": (_FROZEN,)}
+        runs = [
+            self._run(
+                target,
+                kind,
+                f"runs/{target}/images_{number}/{kind.replace(' ', '_')}",
+                files[kind],
+                {"load.num_train": number, **bindings},
+                sweep=True,
+            )
+            for number, bindings in self._study.num_train.items()
+            for kind in files
+        ]
+        analysis = self._analysis(target, _LABEL_EFFICIENCY, [*models, *runs])
+        return [*runs, analysis]
+
+    def _three(self, target, models):
+        own = [task for task in models if task.kind == "P-T"]
+        third = self._run(
+            target, "P-T", f"runs/{target}/P-T_{_MODELS}", sweep=False
+        )
+        analyses = [
+            self._analysis(target, file, [*own, third])
+            for file in self._study.analyses_of_three
+        ]
+        return [third, *analyses]
 
     def _analysis(self, target, file, runs, needs=()):
         kinds = dict.fromkeys(task.kind for task in runs)
@@ -234,12 +320,14 @@ class Study:
             for kind in kinds
         }
         return Task(
-            f"analyses/{target}/{_name_of(file)}",
+            f"{self._path}/analyses/{target}/{_name_of(file)}",
             "analyze",
             (file,),
-            {**self.analysis_bindings, "Models.models": named},
-            needs=(*needs, *(task.name for task in runs)),
+            {**self._study.analysis_bindings, "Models.models": named},
+            (*needs, *(task.name for task in runs)),
+            self._number,
             target=target,
+            seed=self._seed,
         )
 
 
@@ -292,13 +380,17 @@ def _check_sizes(num_images):
             )
 
 
-def _check_distinct(name, values, least=None):
-    """Checks that no task is planned twice, and numbers are large enough."""
+def _check_distinct(name, values):
+    """Checks that no task is planned twice."""
     if len(set(values)) < len(values):
         raise UserError(
             f"Study.{name} must not hold anything twice. Received: {values}"
         )
-    if least is not None and any(value < least for value in values):
+
+
+def _check_least(name, values, least):
+    """Checks that all are whole numbers, and large enough."""
+    if any(not isinstance(value, int) or value < least for value in values):
         raise UserError(
             f"Study.{name} must be whole numbers of {least} or more. "
             f"Received: {values}"

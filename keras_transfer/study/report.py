@@ -52,18 +52,15 @@ class Report:
     Attributes:
         title: str.
         question: str, what was asked, a paragraph.
-        claims: `pandas.DataFrame`, one row per claim, target and statistic, in
-            the paper's order: claim ("C1"), target, statement, statistic (what
-            is measured, in words), value, low and high (95% interval over
-            seeds; NaN if there is none), threshold (what the value is held
-            against), direction (">" or "<"), finding (the statistic's own) and
-            verdict (the claim's on that target; both one of `SYMBOLS`), note,
-            figure, table.
+        claims: `pandas.DataFrame`, as `claims.decide` returns it, in the order
+            in which they are shown; finding and verdict are of `SYMBOLS`.
+        values: `pandas.DataFrame`, the values of each replication, as
+            `claims.decide` returns them.
         runs: `pandas.DataFrame`, one row per run: name, kind, target ("" for
-            P), seed, final, best and speed (test metric of the last and of the
-            best epoch, and its mean over epochs), seconds, state ("finished",
-            "failed", ...) and any other column, such as block_size; all are
-            shown, in this order.
+            P), replication, seed, final, best and speed (test metric of the
+            last and of the best epoch, and its mean over epochs), seconds,
+            state ("finished", "failed", ...) and any other column, such as
+            block_size; all are shown, in this order.
         curves: `pandas.DataFrame`, the learning curves to draw, one row per
             run, epoch and split: run, kind, target, epoch, split ("train" or
             "test"), loss (nats), metric (its name), value (of the metric).
@@ -78,6 +75,7 @@ class Report:
     title: str
     question: str
     claims: object
+    values: object
     runs: object
     curves: object
     sections: list
@@ -85,6 +83,11 @@ class Report:
     facts: dict
     config: str
     directory: pathlib.Path
+
+    @property
+    def replications(self):
+        """How many replications there are."""
+        return 1 + max(self.values.get("replication", [0]))
 
 
 def write_report(path, report):
@@ -134,7 +137,8 @@ def write_report(path, report):
         csv={
             name: _frame(f"{name}.csv", getattr(report, name))
             for name in ("claims", "runs", "curves")
-        },
+        }
+        | {"replications": _frame("replications.csv", report.values)},
     )
     write_text(path, page)
 
@@ -299,7 +303,7 @@ def _claims(report, files):
             "name": name,
             "statement": rows.statement.iloc[0],
             "results": [
-                _result(own, rows, files)
+                _result(own, rows, report.values, files)
                 for _, own in rows.groupby("target", sort=False)
             ],
         }
@@ -307,12 +311,13 @@ def _claims(report, files):
     ]
 
 
-def _result(own, rows, files):
+def _result(own, rows, values, files):
     """Returns what is shown of one claim on one target.
 
     Args:
         own: `pandas.DataFrame`, the rows of that claim and target.
         rows: `pandas.DataFrame`, those of the claim on any target.
+        values: `pandas.DataFrame`, of replications.
         files: `_Files`.
     """
     first = own.iloc[0]
@@ -325,7 +330,7 @@ def _result(own, rows, files):
         "target": first.target,
         "verdict": first.verdict,
         "statistics": [
-            (row, _drawing(row, rows[rows.statistic == row.statistic]))
+            (row, _drawing(row, *_same(row, rows, values)))
             for row in own.itertuples()
         ],
         # Statistics of one analysis share its figure.
@@ -339,30 +344,42 @@ def _result(own, rows, files):
     }
 
 
-def _drawing(row, rows):
+def _same(row, rows, values):
+    """Returns the rows of claims and of values about a row's statistic."""
+    is_same = (values.claim == row.claim) & (values.statistic == row.statistic)
+    return rows[rows.statistic == row.statistic], values[is_same]
+
+
+def _drawing(row, rows, values):
     """Returns where a value, its interval and its threshold are drawn.
 
     Args:
         row: named tuple of claims.
         rows: `pandas.DataFrame`, those to be drawn to the same scale.
+        values: `pandas.DataFrame`, of replications, likewise.
 
     Returns:
-        {"value", "low", "high", "threshold"}, shares of the width, None for
-        what is not known; None if there is no value or no threshold.
+        {"value", "low", "high", "threshold", and "replications", a list},
+        shares of the width, None for what is not known; None if there is no
+        value or no threshold.
     """
     if not np.isfinite([row.value, row.threshold]).all():
         return None
     names = ["value", "low", "high", "threshold"]
-    marks = rows[names].to_numpy(np.float64)
+    marks = np.append(rows[names].to_numpy(np.float64), values.value)
     marks = marks[np.isfinite(marks)]
     margin = 0.15 * (np.ptp(marks) or 1)
     start, end = marks.min() - margin, marks.max() + margin
-    return {
-        name: None
-        if np.isnan(getattr(row, name))
-        # An infinite end of an interval lies at the edge.
-        else float(np.clip((getattr(row, name) - start) / (end - start), 0, 1))
-        for name in names
+
+    def place(value):
+        if np.isnan(value):
+            return None
+        # What is infinite lies at the edge.
+        return float(np.clip((value - start) / (end - start), 0, 1))
+
+    own = values.value[values.target == row.target].dropna()
+    return {name: place(getattr(row, name)) for name in names} | {
+        "replications": list(map(place, own))
     }
 
 

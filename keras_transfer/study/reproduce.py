@@ -30,9 +30,10 @@ _PACKAGES = (
 def reproduce(study, work_dir, executor=None):
     """Trains everything a study needs, analyses it, and writes the report.
 
-    Leaves in `work_dir`: runs/ and analyses/, each task in a directory of its
-    own, config.gin (the study's), claims.csv (what `decide` returns) and
-    report.html. The same call goes on with what is not finished (see `Runner`).
+    Leaves in `work_dir`: replication_<number>/runs/ and analyses/, each task in
+    a directory of its own, config.gin (the study's), claims.csv and
+    replications.csv (what `decide` returns) and report.html. The same call goes
+    on with what is not finished (see `Runner`).
 
     Args:
         study: `Study`.
@@ -49,9 +50,10 @@ def reproduce(study, work_dir, executor=None):
     manifest = _claimed(runner.path)
     manifest.write_text("config.gin", config)
     outcomes = runner.run(executor)
-    claims = decide(runner.path / "analyses", study.targets)
+    claims, values = decide(runner.path, study.targets, study.replications)
     manifest.write_text("claims.csv", csv_text(claims))
-    report = _report(study, runner.path, outcomes, claims, config)
+    manifest.write_text("replications.csv", csv_text(values))
+    report = _report(study, runner.path, outcomes, claims, values, config)
     write_report(runner.path / "report.html", report)
     print(f"\n{_summary(claims)}\n\nReport: {runner.path / 'report.html'}")
     failed = [o.task.name for o in outcomes if o.state != "finished"]
@@ -66,7 +68,7 @@ def reproduce(study, work_dir, executor=None):
 def _claimed(path):
     """Returns the `Manifest` of a study's directory, made if need be."""
     manifest = Manifest(path, "study")
-    names = ("config.gin", "claims.csv", "report.html")
+    names = ("config.gin", "claims.csv", "replications.csv", "report.html")
     if manifest.kind is None and next(path.glob("runs/*/task.json"), None):
         # Of a version that wrote none.
         manifest.adopt(names)
@@ -75,15 +77,25 @@ def _claimed(path):
 
 
 def _summary(claims):
-    """Returns one line per claim and target."""
-    rows = claims.drop_duplicates(["claim", "target"])
-    return "\n".join(
-        f"{row.claim:>4}  {row.verdict:<14}  {row.target}: {row.statement}"
-        for row in rows.itertuples()
-    )
+    """Returns one line per claim and target, with values if undecided."""
+    lines = []
+    for (claim, target), rows in claims.groupby(
+        ["claim", "target"], sort=False
+    ):
+        first, deciding = rows.iloc[0], rows[rows.decides]
+        lines.append(
+            f"{claim:>4}  {first.verdict:<14}  {target}: {first.statement}"
+        )
+        if first.verdict == "not decided":
+            lines += [
+                f"{'':22}{row.value:.3g} ({row.direction} {row.threshold:g} is "
+                f"asked): {row.statistic}"
+                for row in deciding.itertuples()
+            ]
+    return "\n".join(lines)
 
 
-def _report(study, path, outcomes, claims, config):
+def _report(study, path, outcomes, claims, values, config):
     import pandas
 
     runs, curves = [], []
@@ -96,6 +108,7 @@ def _report(study, path, outcomes, claims, config):
         title=study.title,
         question=" ".join(study.question.split()),
         claims=claims,
+        values=values,
         runs=pandas.DataFrame(runs),
         curves=pandas.concat(curves, ignore_index=True),
         sections=_sections(study, path),
@@ -116,12 +129,14 @@ def _run(outcome, path):
 
     task, run = outcome.task, Run(path / outcome.task.name)
     row = {
-        "name": task.name.removeprefix("runs/"),
+        "name": task.name.replace("/runs/", "/"),
         "kind": task.kind,
         "target": task.target,
+        "replication": task.replication,
         "seed": task.bindings.get("train.seed"),
         "block_size": task.bindings.get("load.block_size"),
         "from_epoch": task.bindings.get("train.pretrained_epoch"),
+        "num_train": task.bindings.get("load.num_train"),
         "final": None,
         "best": None,
         "speed": None,
@@ -131,7 +146,7 @@ def _run(outcome, path):
     if outcome.state != "finished":
         return row, pandas.DataFrame()
     row |= learning_summary(run) | {"best": run.best()["value"]}
-    if task.name.count("/") > 2:
+    if task.in_sweep:
         return row, pandas.DataFrame()
     metrics = run.metrics()
     name = objectives.metric_name(run.info().multi_label)
@@ -148,8 +163,8 @@ def _run(outcome, path):
 def _sections(study, path):
     """Returns the figures that no claim shows, as `Report.sections` has them.
 
-    By target, in the order in which its analyses are run and their figures are
-    declared.
+    They are the first replication's: by target, in the order in which its
+    analyses are run and their figures are declared.
     """
     shown = {(a.name, shown_figure(a, s)) for a, s in statistics()}
     figures = [
@@ -162,7 +177,8 @@ def _sections(study, path):
         (f"{title}: {target}", figure.text, image, figure.text, table)
         for target in study.targets
         for task in study.tasks()
-        if task.command == "analyze" and task.target == target
+        if task.command == "analyze"
+        and (task.target, task.replication) == (target, 0)
         for figure in figures
         for title, image, table in _drawn(figure, task.name, path)
     ]
@@ -203,7 +219,8 @@ def _facts(study, outcomes):
     return {
         "Runs and analyses": f"{trained} and {len(outcomes) - trained}",
         "Time they took": f"{seconds / 60:.1f} minutes",
-        "Seeds": ", ".join(map(str, study.seeds)),
+        "Replications": f"{study.replications}, from seed {study.first_seed}",
+        "Threads of each": str(study.threads),
         "Processor cores": str(os.cpu_count()),
         "Python": platform.python_version(),
     } | {name: importlib.metadata.version(name) for name in _PACKAGES}

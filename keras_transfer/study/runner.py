@@ -216,8 +216,18 @@ def _read(task):
                 f"{task.command}.{name}. Received: {', '.join(task.files)}"
             )
     if task.command == "analyze":
-        bound_analyses()
+        _bind_seeds(task.seed)
     return gin.config_str()
+
+
+def _bind_seeds(seed):
+    """Has analyses draw by a seed unless theirs are bound."""
+    for analysis in bound_analyses():
+        options = analysis.options()
+        bound = gin.get_bindings(analysis.name)
+        if "seed" in options and "seed" not in bound and seed is not None:
+            with gin.unlock_config():
+                gin.bind_parameter(f"{analysis.name}.seed", seed)
 
 
 def bound_analyses():
