@@ -325,9 +325,11 @@ def test_best_and_last(models):
         & (heights.measure == "accuracy")
     ]
     assert same.compute(table) == pytest.approx(chosen.height.mean())
-    (panel, *_) = figures.interpolation(table).axes
-    _, labels = panel.get_legend_handles_labels()
-    assert "P-T/RI-T, best-best" in labels
+    (legend,) = figures.interpolation(table).legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *("P-T/P-T", "P-T/RI-T", "RI-T/RI-T"),
+        *("last-last", "best-best", "last-best"),
+    ]
 
 
 def runs_of(models):

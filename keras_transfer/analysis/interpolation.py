@@ -370,31 +370,43 @@ def _figure(table):
     for top, bottom, split in zip(*axes, splits, strict=True):
         top.set_title(f"{split} images")
         bottom.set_xlabel("alpha: first model at 0, second at 1")
-    handles, kinds = axes[0][0].get_legend_handles_labels()
+    handles = _legend(axes[0][0], table)
     # As many beside each other as there is room for.
-    columns = min(len(kinds), 3 * len(splits))
-    figure.legend(handles, kinds, loc="outside upper center", ncols=columns)
+    columns = min(len(handles), 3 * len(splits))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
     return figure
 
 
+def _styles(table):
+    """Returns {epochs: line style}, {} of a table without that column."""
+    epochs = table.epochs.unique() if "epochs" in table else []
+    return {e: _STYLES[i % len(_STYLES)] for i, e in enumerate(epochs)}
+
+
 def _draw(axes, table, measure):
-    if "epochs" not in table:
-        table = table.assign(epochs="")
-    labelled, epochs = set(), list(table.epochs.unique())
-    for (kind, _, _, chosen), rows in table.groupby(_LINE[:-1], sort=False):
-        label = kind if len(epochs) == 1 else f"{kind}, {chosen}"
+    styles, by = _styles(table), [c for c in _LINE[:-1] if c in table]
+    for (kind, _, _, *epochs), rows in table.groupby(by, sort=False):
         axes.plot(
             rows.alpha,
             rows[measure],
             color=colour(kind),
-            linestyle=_STYLES[epochs.index(chosen) % len(_STYLES)],
-            label=None if label in labelled else label,
+            linestyle=styles[epochs[0]] if styles else "-",
             lw=1.2,
         )
-        labelled.add(label)
     if measure == "loss":
         # Far outside, the loss leaves the picture by orders of magnitude.
-        inside = table[table.alpha.between(0, 1)].loss
-        axes.set_ylim(0, 1.1 * inside.max())
+        inside = table.loss[table.alpha.between(0, 1)]
+        axes.set_ylim(0, 1.1 * inside[np.isfinite(inside)].max())
     for end in (0, 1):
         axes.axvline(end, color="0.8", lw=0.8, zorder=0)
+
+
+def _legend(axes, table):
+    """Returns a line of each colour and, of several epochs, of each style."""
+    looks = {kind: {"color": colour(kind)} for kind in table.pair.unique()}
+    for epochs, style in _styles(table).items():
+        looks[epochs] = {"color": "0.4", "linestyle": style}
+    return [
+        axes.plot([], label=label, lw=1.2, **look)[0]
+        for label, look in looks.items()
+    ]
