@@ -80,6 +80,7 @@ _WRONG_OF_ANALYSES = {
     "spectrum.num_values": ("'x'", "0", "-1", "1"),
     "pretraining.pretrained": ("3", "'nowhere'"),
     "pretraining.num_points": ("'x'", "0", "-1"),
+    "pretraining.tolerance": ("'x'", "-1.0"),
     "examples_surface.batch_size": ("'x'", "0", "-1"),
     "examples_surface.memory_budget": ("'x'", "-1.0"),
     "examples_surface.modules": ("3", "['x']", "[]"),

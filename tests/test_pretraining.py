@@ -16,7 +16,7 @@ from keras_transfer import data, training  # noqa: F401, train is bound
 from keras_transfer.analysis.analyze import analyze
 from keras_transfer.analysis.declaration import Refuted, find_analysis
 from keras_transfer.analysis.interpolation import barrier_height
-from keras_transfer.analysis.pretraining import plateau
+from keras_transfer.analysis.pretraining import first_in_basin, plateau
 from keras_transfer.errors import UserError
 from keras_transfer.files import write_text
 from keras_transfer.runs import Run
@@ -126,6 +126,29 @@ def test_table(table):
     scratch = table[table.kind == "RI-T"]
     assert list(scratch.final) == [0.5] and scratch.epoch.isna().all()
     assert set(table.metric) == {"accuracy"}
+    assert set(table.averaged) == {1}
+
+
+def test_final_is_a_mean_over_the_last_epochs(root, tmp_path):
+    """Of eleven epochs the last two; speed is over all."""
+    rng = np.random.default_rng(0)
+    curves = rng.uniform(size=(2, 11)).round(6)
+    for epoch, curve in zip((2, 5), curves, strict=True):
+        run = written_runs.write_run(
+            tmp_path / f"pt{epoch}", written_runs.digits(), 1
+        )
+        configure(run, 0.0, pretrained=str(root / "p"), pretrained_epoch=epoch)
+        run.write_metrics(
+            [
+                {"epoch": i, "step": i, "split": "test", "accuracy": value}
+                for i, value in enumerate([0.9, *curve])
+            ]
+        )
+    runs = {"P-T": [str(tmp_path / "pt2"), str(tmp_path / "pt5")]}
+    table = kt.pretraining(kt.Models(runs), num_points=2)
+    assert list(table.averaged) == [2, 2] and list(table.epochs) == [11, 11]
+    np.testing.assert_allclose(table.final, curves[:, -2:].mean(1))
+    np.testing.assert_allclose(table.speed, curves.mean(1))
 
 
 def test_gin_file(root, table, tmp_path):
@@ -181,42 +204,91 @@ def test_barriers_are_those_of_p_on_its_own_images(root, table):
         assert found.accuracy[epoch] == pytest.approx(
             np.max(line - accuracies), abs=2 / 797
         )
+        own = heights[heights.epoch == epoch].set_index("measure").value
+        assert own.loss == pytest.approx(losses[0], rel=1e-4)
+        assert own.accuracy == pytest.approx(accuracies[0], abs=1e-6)
     assert found.accuracy[2] > 0.1 and found.loss[2] > 0.1
     assert found.accuracy[3] < 0.02
     assert list(found.loc[5]) == [0, 0]
+    # Epoch 2 is the same function as the last, behind a barrier.
+    loss = heights[heights.measure == "loss"].set_index("epoch").value
+    assert loss[2] == pytest.approx(loss[5], rel=1e-4)
+    assert loss[0] > loss[5] + 1
 
 
-def barriers(*heights):
+def test_who_is_in_the_basin(root):
+    """No barrier, and a loss within the tolerance of the last one."""
+    models = kt.Models(named(root))
+
+    def inside(**options):
+        table = kt.pretraining(models, num_points=5, **options)
+        heights = table.further["pretraining_barriers"]
+        assert (heights.groupby("epoch").in_basin.nunique() == 1).all()
+        return heights.groupby("epoch").agg(
+            {"in_basin": "first", "value": list}
+        )
+
+    found = inside(tolerance=1e-9)
+    loss = {epoch: value[0] for epoch, value in found.value.items()}
+    assert loss[3] > loss[5]
+    assert list(found.index[found.in_basin]) == [5]
+    # Epoch 0 is too high and 2 behind a barrier.
+    found = inside(tolerance=1.01 * (loss[3] - loss[5]))
+    assert list(found.index[found.in_basin]) == [3, 5]
+    found = inside(tolerance=0.99 * (loss[3] - loss[5]))
+    assert list(found.index[found.in_basin]) == [5]
+    # Where any loss is allowed, only barriers count.
+    found = inside(tolerance=100.0)
+    assert not found.in_basin[2] and found.in_basin[3]
+
+
+def basin(*inside):
+    """Returns P's epochs, and whether each lies in the basin of the last."""
     return pandas.DataFrame(
         {
             "epoch": [*FINALS] * 2,
             "measure": ["accuracy"] * 4 + ["loss"] * 4,
-            "height": [*heights, 9.0, 9.0, 9.0, 0.0],
+            "value": 0.5,
+            "height": 0.0,
+            "in_basin": [*inside, True] * 2,
         }
     )
 
 
 def test_plateau_by_hand(table):
-    first, gains = plateau(table, barriers(0.3, 0.05, 0.01, 0.0))
-    # (0.7 + 0.8) / 2 - 0.8 and (0.6 + 0.8) / 2 - 0.7.
-    assert first == 2
-    np.testing.assert_allclose(gains[[0, 1]], [-0.05, 0.0], atol=1e-12)
-    first, gains = plateau(table, barriers(0.3, 0.05, 0.01, 0.0), 0.02)
-    assert first == 3
-    np.testing.assert_allclose(gains[[0, 1]], [0.0, 0.1], atol=1e-12)
-    first, gains = plateau(table, barriers(0.3, 0.2, 0.1, 0.0))
-    assert first == 5 and gains.empty
-    (statistic,) = find_analysis("pretraining").statistics
-    value, *_ = statistic.compute(table, barriers(0.3, 0.05, 0.01, 0.0))
-    assert value == pytest.approx(-0.025)
-    with pytest.raises(Refuted, match="the last one, epoch 5"):
-        statistic.compute(table, barriers(0.3, 0.2, 0.1, 0.0))
-    # A repeat without the run from epoch 3 does not count.
-    less = table[table.name != "pt_3_1"]
-    _, gains = plateau(less, barriers(0.3, 0.05, 0.01, 0.0))
-    assert list(gains.index) == [0]
-    with pytest.raises(UserError, match="from epochs 0, 2, 3; add some"):
-        plateau(table[table.epoch != 5], barriers(0.3, 0.2, 0.1, 0.0))
+    gain, saved = find_analysis("pretraining").statistics
+    assert (gain.direction, gain.threshold) == (">", -0.01)
+    assert (saved.direction, saved.threshold) == (">", 0)
+    assert gain.decides and saved.decides
+    # Means of (0.7, 0.6) and (0.8, 0.8) against (0.8, 0.7).
+    for inside, first, expected in (
+        ((False, True, True), 2, 0.65 - 0.75),
+        ((False, False, True), 3, 0.8 - 0.75),
+        ((True, False, False), 0, 0.35 - 0.75),
+    ):
+        heights = basin(*inside)
+        assert first_in_basin(table, heights) == (first, 5)
+        assert plateau(table, heights) == pytest.approx(expected)
+        assert gain.compute(table, heights) == pytest.approx(expected)
+        value, note = saved.compute(table, heights)
+        assert value == pytest.approx((5 - first) / 5)
+        assert note == f"{5 - first} of 5 epochs."
+    for statistic in (gain, saved):
+        with pytest.raises(Refuted, match="No earlier checkpoint.*epoch 5"):
+            statistic.compute(table, basin(False, False, False))
+        with pytest.raises(UserError, match="from epochs 0, 2, 3; add some"):
+            statistic.compute(table[table.epoch != 5], basin(False, True, True))
+    # An epoch of P from which none started tells nothing of P-Ts.
+    less = table[table.epoch != 2]
+    assert first_in_basin(less, basin(False, True, True)) == (3, 5)
+
+
+def test_statistics_from_files(table, tmp_path):
+    """As a study computes them: epochs are missing for an RI-T."""
+    table.to_csv(tmp_path / "a.csv", index=False)
+    basin(False, True, True).to_csv(tmp_path / "b.csv", index=False)
+    read = [pandas.read_csv(tmp_path / f"{name}.csv") for name in "ab"]
+    assert plateau(*read) == pytest.approx(-0.1)
 
 
 def test_p_and_target_may_have_other_metrics(root, tmp_path):
