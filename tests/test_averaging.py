@@ -18,7 +18,7 @@ from keras_transfer import (
     interpolation,
 )
 from keras_transfer.analysis.analyze import analyze
-from keras_transfer.analysis.averaging import gains, greedy_soup
+from keras_transfer.analysis.averaging import gain, greedy_soup
 from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.errors import UserError
 from keras_transfer.export import export
@@ -94,8 +94,7 @@ def test_table(models, result):
     )
     uniform = rows.accuracy["uniform", "rit0, rit1"]
     expected = uniform - rows.accuracy["member"].mean()
-    found = gains(table, "RI-T")
-    assert found == {frozenset(["rit0", "rit1"]): pytest.approx(expected)}
+    assert gain(table, "RI-T") == pytest.approx(expected)
     assert list(small_models.figures("averaging", table)) == ["averaging"]
 
 
@@ -273,23 +272,27 @@ def test_nothing_is_written_unasked(tmp_path, monkeypatch):
 
 
 def test_claim():
-    """Accuracy of the average minus its members', and without each one."""
-    accuracy = {"a": 0.8, "b": 0.9, "c": 0.7}
-    averages = {"a, b, c": 0.85, "b, c": 0.8, "a, c": 0.76, "a, b": 0.86}
-    rows = [("member", name, value) for name, value in accuracy.items()]
-    rows += [
-        ("uniform" if len(name) > 4 else "uniform without one", name, value)
-        for name, value in averages.items()
-    ]
-    table = pandas.DataFrame(rows, columns=["model", "members", "accuracy"])
-    table = table.assign(kind="P-T", examples="all")
+    """Accuracy of the uniform average minus its members'."""
+    rows = [("member", "a", 0.8), ("member", "b", 0.9), ("member", "c", 0.7)]
+    rows += [("uniform", "a, b, c", 0.85), ("greedy", "b", 0.9)]
+    rows += [("ensemble", "a, b, c", 0.95)]
+    own = pandas.DataFrame(rows, columns=["model", "members", "accuracy"])
+    table = pandas.concat(
+        [
+            own.assign(kind="P-T", examples="all"),
+            own.assign(kind="P-T", examples="report", accuracy=0.1),
+            own.assign(kind="RI-T", examples="all", accuracy=0.2),
+        ]
+    )
     (statistic,) = find_analysis("averaging").statistics
     assert (statistic.claim, statistic.direction) == ("C12", ">")
-    value, low, high = statistic.compute(table)
-    assert value == pytest.approx(0.05)
-    # Left out in turn: 0, 0.01 and 0.01; Student's t with 2 degrees.
-    half = 4.302653 * np.sqrt(2 * np.var([0.0, 0.01, 0.01]))
-    np.testing.assert_allclose([low, high], [0.05 - half, 0.05 + half], 1e-6)
+    assert statistic.threshold == -0.01 and statistic.decides
+    assert statistic.compute(table) == pytest.approx(0.85 - 0.8)
+    assert gain(table, "RI-T") == pytest.approx(0)
+    with pytest.raises(UserError, match="Received: RI-T."):
+        statistic.compute(table[table.kind == "RI-T"])
+    findings = table.rename(columns={"accuracy": "auc"}).assign(accuracy=0.3)
+    assert statistic.compute(findings) == pytest.approx(0.05)
 
 
 def test_no_two_of_a_kind(models):

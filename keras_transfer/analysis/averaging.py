@@ -1,6 +1,5 @@
 """Averages of the weights of several solutions ("soups", paper section 6)."""
 
-import math
 import os
 import pathlib
 import shutil
@@ -18,15 +17,14 @@ from keras_transfer.analysis.declaration import (
     declare_analysis,
 )
 from keras_transfer.analysis.drawing import colour, new_figure
-from keras_transfer.analysis.statistics import HARM, jackknife
+from keras_transfer.analysis.statistics import HARM
 from keras_transfer.analysis.trajectory import copy_of
 from keras_transfer.errors import UserError
 from keras_transfer.landscape.weight_space import Points
 from keras_transfer.models import logits_model
 from keras_transfer.runs import Run
 
-_WITHOUT_ONE = "uniform without one"
-_MODELS = ("member", "uniform", _WITHOUT_ONE, "greedy", "ensemble")
+_MODELS = ("member", "uniform", "greedy", "ensemble")
 _EXAMPLES = {
     "all": slice(None),
     "selection": slice(0, None, 2),
@@ -60,39 +58,31 @@ def greedy_soup(score, num_members):
     return chosen
 
 
-def gains(table, kind):
-    """Returns what averaging adds, for each uniform average of one kind.
+def gain(table, kind="P-T"):
+    """Returns the statistic of claim C12, what averaging adds.
 
     Args:
         table: what `averaging` returns.
-        kind: kind of model, such as "P-T".
+        kind: kind of model.
 
     Returns:
-        dict from frozenset of the averaged models' names to float, accuracy (or
-        AUC) of the average minus the mean of its members', on all test images:
-        all models, and all but each one, which tells how much the gain owes to
-        which seeds were drawn.
+        float, accuracy (or AUC) of the uniform average minus the mean of its
+        members', on all test images.
+
+    Raises:
+        UserError: if there were not two models of the kind.
     """
     metric = "auc" if "auc" in table else "accuracy"
     rows = table[(table.examples == "all") & (table.kind == kind)]
-    members = rows[rows.model == "member"].set_index("members")[metric]
-    averages = rows[rows.model.isin(["uniform", _WITHOUT_ONE])]
-    return {
-        frozenset(names): value - members[names].mean()
-        for names, value in zip(
-            averages.members.str.split(", "), averages[metric], strict=True
+    if rows.empty:
+        raise UserError(
+            f"An average of {kind} needs two or more of them; name them in "
+            f"Models.models. Received: {', '.join(table.kind.unique())}."
         )
-    }
-
-
-def _mean_gain(table):
-    found = gains(table, "P-T")
-    everyone = sorted(frozenset().union(*found))
-    if not everyone:
-        raise UserError("There are not two P-Ts to average.")
-    return jackknife(
-        lambda members: found.get(frozenset(members), math.nan), [everyone]
+    average, members = (
+        rows[metric][rows.model == model] for model in ("uniform", "member")
     )
+    return float(average.item() - members.mean())
 
 
 @declare_analysis(
@@ -112,7 +102,7 @@ def _mean_gain(table):
             "accuracy of the average minus the mean of its members'",
             ">",
             -HARM,
-            _mean_gain,
+            gain,
         )
     ],
     cost=lambda options, models: 2 * models,
@@ -137,11 +127,10 @@ def averaging(models, save_to: os.PathLike | None = None):
 
     Returns:
         `pandas.DataFrame`, one row per kind, model and examples: kind, model
-        ("member", "uniform", "greedy", "ensemble", or "uniform without
-        one", the average of all others, for three or more), members (names),
-        examples ("all", or of these "selection", every other one, which chose
-        the greedy average, or "report", the others), loss (nats) and accuracy,
-        or auc and auc_<finding>.
+        ("member", "uniform", "greedy" or "ensemble"), members (names), examples
+        ("all", or of these "selection", every other one, which chose the greedy
+        average, or "report", the others), loss (nats) and accuracy, or auc and
+        auc_<finding>.
 
     Raises:
         UserError: if no kind has two models, or a file cannot be written.
@@ -185,10 +174,6 @@ def _compared(kind, candidates, averages):
     everyone = averages["uniform"]
     compared = [("member", [i]) for i in everyone]
     compared += [*averages.items(), ("ensemble", everyone)]
-    if len(everyone) > 2:
-        compared += [
-            (_WITHOUT_ONE, everyone[:i] + everyone[i + 1 :]) for i in everyone
-        ]
     return [
         {
             "kind": kind,
