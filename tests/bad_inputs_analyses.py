@@ -49,6 +49,7 @@ _WRONG_OF_ANALYSES = {
     "mistakes.images_shown": ("'x'", "0", "-1"),
     "basin.split": ("'valid'", "3"),
     "basin.tolerance": ("'x'", "0.0", "-1.0"),
+    "basin.deltas": ("3", "[]", "['x']", "[0.0]", "[-1.0]"),
     "basin.num_samples": ("'x'", "0", "-1", "1"),
     "basin.seed": ("'x'", "-1", "1.5"),
     "basin.reference": ("3", "None"),

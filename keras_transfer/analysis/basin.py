@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from typing import Annotated
 
 import numpy as np
 import pandas
@@ -11,20 +12,22 @@ from keras_transfer.analysis.declaration import (
     Figure,
     Statistic,
     Table,
+    Value,
     declare_analysis,
 )
 from keras_transfer.analysis.drawing import colour, new_figure
-from keras_transfer.analysis.statistics import mean_over_pairs
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
-from keras_transfer.landscape.weight_space import Points
+from keras_transfer.landscape.weight_space import Points, noise_seeds
 
-# The search for delta: doublings from the diameter of S before it gives up, and
-# bisections of the interval that is found.
-_DOUBLINGS = 12
-_BISECTIONS = 3
 # Steps of the boundary search that are evaluated together.
 _STEPS_AHEAD = 5
+# The sets that epsilon and delta are chosen on meet every condition with this
+# factor to spare.
+_TO_SPARE = 2.0
+# Figures do not tell smaller numbers from zero, in nats.
+_LEAST_SHOWN = 1e-6
+_Deltas = Annotated[tuple[schema.Positive, ...], schema.NotEmpty()]
 
 
 def grow(evaluate, solutions, tolerance, step=0.1, max_extension=4.0):
@@ -94,11 +97,13 @@ class Estimate:
 class Basin:
     """Definition 3.1's quantities for S, the hull of K vertices.
 
-    All draws are made once: the same points of S, pairs and directions of noise
-    serve every delta and epsilon, and every set with the same seed and K
-    (common random numbers). TensorFlow Probability draws them: U_S is
-    Dirichlet(1, ..., 1) on the vertices, for two of them uniform on the
-    segment.
+    Points of S are drawn by stratified sampling: one in each of as many pieces
+    of the segment, or of the hull, of one volume. There are two independent
+    samples of them, and each point is compared with the mean of the other
+    sample: the mean of its own would lie too near. Rays are drawn in pairs,
+    from w1 through w2 and back, so that half of those on a segment leave it at
+    either end. All is drawn once and serves every delta, and every set with the
+    same seed and K (common random numbers).
 
     Args:
         evaluate: function of `Points` [P] -> losses [P] >= 0.
@@ -108,7 +113,7 @@ class Basin:
             (`WeightSpace.gram`).
         num_trained: n, the dimension of parameter space: as frozen weights
             have no noise, the number of the others.
-        num_samples: int, draws for each expectation.
+        num_samples: int, draws for each expectation, in pairs: at least two.
         seed: int.
 
     Attributes:
@@ -123,125 +128,67 @@ class Basin:
     ):
         self._evaluate = evaluate
         self._num_trained = num_trained
-        self._vertices = vertices = np.asarray(vertices, np.float64)
+        vertices = np.asarray(vertices, np.float64)
         self._gram = np.asarray(gram, np.float64)
         sides = (vertices[:, None] - vertices).reshape(-1, vertices.shape[1])
         self.diameter = float(np.max(self._norm(sides)))
-        inside, first, second, self._radii, self._seeds = _draw(
-            len(vertices), num_samples, seed
+        num_pairs = max(2, math.ceil(num_samples / 2))
+        inside, starts, exits, self._radii = _draw(
+            len(vertices), num_pairs, seed
         )
-        exits = boundary(first, second)
+        self._seeds = noise_seeds(seed, 2 * num_pairs)
         self._boundary = exits @ vertices
-        way = (exits - first) @ vertices
+        way = (exits - starts) @ vertices
         self._direction = way / self._norm(way)[:, None]
-        self._losses = self._loss(Points(inside @ vertices))
-        deviation = self._losses - np.mean(self._losses)
-        # Standard errors by the delta method: epsilon depends on mu, too.
-        self._epsilon_influence = np.abs(deviation) - deviation * np.mean(
-            np.sign(deviation)
-        )
-        self.mu = _mean(self._losses)
-        self.epsilon = Estimate(
-            float(np.mean(np.abs(deviation))),
-            _mean(self._epsilon_influence).error,
-        )
-        self._outside_losses = {}
+        losses = self._loss(Points(np.concatenate(inside) @ vertices))
+        self.mu, self.epsilon = _deviation(losses.reshape(2, -1))
 
-    def margins(self, epsilon, delta):
-        """Returns by how much each condition of the definition is met.
+    def rises(self, deltas):
+        """Returns how far the loss rises off the boundary of S, above mu.
 
         Args:
-            epsilon: float, or None for the estimate, whose error then counts.
-            delta: float >= 0, an L2 distance.
+            deltas: float [D], L2 distances >= 0.
 
         Returns:
-            dict of `Estimate` by condition, met where >= 0:
-            1: epsilon - E |l(w) - mu|;
-            2: E l(f(w1, w2) + v) - mu - 2 epsilon, v ~ N(0, delta^2/n I);
-            3: E l(k(w1, w2, |v|)) - mu - 2 epsilon, v ~ N(0, delta^2).
+            {2: E l(f(w1, w2) + v) - mu, v ~ N(0, delta^2/n I);
+            3: E l(k(w1, w2, |v|)) - mu, v ~ N(0, delta^2)}: a list of D
+            `Estimate`s each. These conditions ask for 2 epsilon.
         """
-        first = Estimate(0.0, 0.0)
-        if epsilon is not None:
-            first = Estimate(epsilon - self.epsilon.value, self.epsilon.error)
+        deltas = np.asarray(deltas, np.float64)
+        scale = np.repeat(deltas, len(self._boundary))
+        boundary, direction = (
+            np.tile(rows, [len(deltas), 1])
+            for rows in (self._boundary, self._direction)
+        )
+        further = scale * np.tile(self._radii, len(deltas))
+        points = {
+            2: Points(
+                boundary,
+                scale / np.sqrt(self._num_trained),
+                np.tile(self._seeds, len(deltas)),
+            ),
+            3: Points(boundary + further[:, None] * direction),
+        }
         return {
-            1: first,
-            2: self._margin(2, epsilon, delta),
-            3: self._margin(3, epsilon, delta),
+            condition: [
+                self._rise(losses)
+                for losses in self._loss(own).reshape(len(deltas), -1)
+            ]
+            for condition, own in points.items()
         }
 
-    def smallest_delta(self, epsilon=None):
-        """Estimates the smallest delta that meets conditions 2 and 3.
-
-        It is taken that both keep being met as delta grows. Each is searched
-        from the diameter of S by doubling or halving, then by 3 bisections of
-        the logarithm and linear interpolation of the margin.
-
-        Args:
-            epsilon: float, or None for the estimate.
-
-        Returns:
-            `Estimate`, an L2 distance: 0 if the boundary itself lies 2 epsilon
-            above mu, infinity if 4096 diameters do not suffice.
-        """
-        # Usually condition 2 needs the larger delta, and 3 no search.
-        delta = self._smallest_delta(2, epsilon)
-        if np.isinf(delta.value):
-            return delta
-        if self._margin(3, epsilon, delta.value).value < 0:
-            return self._smallest_delta(3, epsilon)
-        return delta
-
-    def _smallest_delta(self, condition, epsilon):
-        def margin(delta):
-            return self._margin(condition, epsilon, delta)
-
-        if margin(0.0).value >= 0:
-            return Estimate(0.0, 0.0)
-        low, high = self.diameter / 2, self.diameter
-        for _ in range(_DOUBLINGS):
-            if margin(high).value < 0:
-                low, high = high, 2 * high
-            elif margin(low).value >= 0:
-                low, high = low / 2, low
-        if margin(high).value < 0:
-            return Estimate(float("inf"), float("nan"))
-        low = low if margin(low).value < 0 else 0.0
-        for _ in range(_BISECTIONS):
-            middle = np.sqrt(low * high)
-            if margin(middle).value < 0:
-                low = middle
-            else:
-                high = middle
-        below, above = margin(low), margin(high)
-        slope = (above.value - below.value) / (high - low)
+    def _rise(self, losses):
+        """Returns the `Estimate` of their mean, less mu."""
+        if np.isinf(self.mu.value):
+            return Estimate(-np.inf, np.nan)
+        # The two rays of a pair are not independent, the pairs are.
+        pairs = losses.reshape(2, -1).mean(axis=0)
+        with np.errstate(invalid="ignore"):
+            error = np.std(pairs, ddof=1) / np.sqrt(len(pairs))
         return Estimate(
-            float(low - below.value / slope), float(above.error / slope)
+            float(np.mean(pairs) - self.mu.value),
+            float(np.hypot(error, self.mu.error)),
         )
-
-    def _margin(self, condition, epsilon, delta):
-        inside, level = self._losses, epsilon
-        if epsilon is None:
-            inside = inside + 2 * self._epsilon_influence
-            level = self.epsilon.value
-        outside = _mean(self._outside(condition, delta))
-        return Estimate(
-            outside.value - self.mu.value - 2 * level,
-            float(np.hypot(outside.error, _mean(inside).error)),
-        )
-
-    def _outside(self, condition, delta):
-        """Returns the losses whose mean is in condition 2 or 3, [M]."""
-        if (condition, delta) not in self._outside_losses:
-            points = Points(self._boundary)
-            if condition == 2:
-                sigma = delta / np.sqrt(self._num_trained)
-                sigma = np.full(len(self._seeds), sigma)
-                points = Points(self._boundary, sigma, self._seeds)
-            else:
-                further = delta * self._radii[:, None] * self._direction
-                points = Points(self._boundary + further)
-            self._outside_losses[condition, delta] = self._loss(points)
-        return self._outside_losses[condition, delta]
 
     def _loss(self, points):
         return _not_nan(self._evaluate(points))
@@ -250,6 +197,87 @@ class Basin:
         """Returns L2 norms of combinations [n, V] whose rows sum to 0."""
         squares = np.einsum("ni,ij,nj->n", differences, self._gram, differences)
         return np.sqrt(np.maximum(squares, 0.0))
+
+
+def _draw(num_vertices, num_pairs, seed):
+    """Draws all that is random about a set, but for noise of all weights.
+
+    Returns:
+        Two samples of U_S, a list of float64 [num_pairs, K], the i-th points of
+        both in the same stratum; where rays start and where they leave S,
+        float64 [2 num_pairs, K], those that belong together num_pairs apart;
+        and |v|, v ~ N(0, 1), float64 [2 num_pairs]. Points are in barycentric
+        coordinates.
+    """
+    rng = np.random.default_rng(seed)
+    ones = np.ones(num_vertices - 1)
+    low, sides = np.stack(_strata(num_pairs, 0 * ones, ones), axis=1)
+    inside = [
+        _on_simplex(low + sides * rng.random(sides.shape)) for _ in range(2)
+    ]
+    first, second = rng.dirichlet(np.ones(num_vertices), [2, num_pairs])
+    starts, through = np.stack([[first, second], [second, first]]).reshape(
+        2, -1, num_vertices
+    )
+    radii = np.abs(rng.normal(size=2 * num_pairs))
+    return inside, starts, boundary(starts, through), radii
+
+
+def _strata(count, low, sides):
+    """Cuts a box into as many of one volume.
+
+    Args:
+        count: int.
+        low: float [d], the corner where all coordinates are least.
+        sides: float [d], its lengths.
+
+    Returns:
+        list of (low, sides), one for each box.
+    """
+    if count == 1:
+        return [(low, sides)]
+    first, axis = count // 2, np.argmax(sides)
+    cut = np.zeros_like(sides)
+    cut[axis] = sides[axis] * first / count
+    rest = np.where(cut, cut, sides)
+    return _strata(first, low, rest) + _strata(
+        count - first, low + cut, sides - cut
+    )
+
+
+def _on_simplex(cube):
+    """Maps uniform points of a cube [n, K - 1] to the simplex, [n, K].
+
+    Each coordinate but the last takes a share, of what those before have left,
+    by the quantile of Beta(1, number of those after).
+    """
+    left = (1 - cube) ** (1 / np.arange(cube.shape[1], 0, -1))
+    return -np.diff(np.cumprod(left, axis=1), axis=1, prepend=1, append=0)
+
+
+def _deviation(losses):
+    """Estimates mu and E |l - mu| from two samples, losses [2, M].
+
+    Standard errors are those of stratified sampling, for the i-th of both
+    samples lie in one stratum; that of E |l - mu| by the delta method, as mu is
+    an estimate, too.
+    """
+    with np.errstate(invalid="ignore"):
+        mu = np.mean(losses)
+        other = np.mean(losses, axis=1)[::-1, None]
+        deviation = np.abs(losses - other)
+        slope = np.mean(np.sign(losses - mu))
+        influence = np.abs(losses - mu) - slope * (losses - mu)
+        errors = [
+            np.sqrt(np.sum((first - second) ** 2)) / losses.size
+            for first, second in (losses, influence)
+        ]
+    # Of infinite losses.
+    epsilon = _not_nan(np.mean(deviation))
+    return (
+        Estimate(float(mu), float(errors[0])),
+        Estimate(float(epsilon), float(errors[1])),
+    )
 
 
 def boundary(first, second):
@@ -275,18 +303,96 @@ def boundary(first, second):
     return np.maximum(exits, 0.0)
 
 
+def margins(rows, epsilon):
+    """Returns by how much the conditions of Definition 3.1 are met.
+
+    Args:
+        rows: `pandas.DataFrame`, rows of basin_deltas (see `basin`).
+        epsilon: float, nats.
+
+    Returns:
+        `pandas.DataFrame` [rows, 3], its columns the conditions 1, 2 and 3: in
+        nats, met where >= 0.
+    """
+    return pandas.DataFrame(
+        {
+            1: epsilon - rows.epsilon,
+            2: rows.rise_2 - 2 * epsilon,
+            3: rows.rise_3 - 2 * epsilon,
+        }
+    )
+
+
+def choose(rows):
+    """Chooses the epsilon and delta of sets that are taken to be basins.
+
+    Definition 3.1 leaves both open. Epsilon is twice the median of E |l - mu|;
+    delta is the smallest of those tried, of which the median set's loss rises
+    by twice what conditions 2 and 3 ask for. So the median set meets each of
+    the three with a factor of two to spare, and one set that is no basin does
+    not decide for the others.
+
+    Args:
+        rows: `pandas.DataFrame`, rows of basin_deltas (see `basin`).
+
+    Returns:
+        epsilon: float, nats.
+        delta: float, an L2 distance; infinite if none of those tried does.
+    """
+    epsilon = _TO_SPARE * float(rows.epsilon.median())
+    rise = rows[["rise_2", "rise_3"]].min(axis=1).groupby(rows.delta).median()
+    enough = rise.index[rise >= _TO_SPARE * 2 * epsilon]
+    return epsilon, float(min(enough, default=np.inf))
+
+
+def _pairs(rows, kind):
+    """Returns the rows of all pairs of a kind of model."""
+    pairs = rows[(rows.kind == kind) & (rows.num_models == 2)]
+    if not len(pairs):
+        raise UserError(
+            "A basin is sought between two models of one kind. Received: no "
+            f"pair of {kind}s."
+        )
+    return pairs
+
+
+def _calibrate(others):
+    """Chooses epsilon and delta on the P-Ts of other replications."""
+    if not others:
+        raise UserError(
+            "The epsilon and delta of a basin are chosen on other replications "
+            "than the one they are tested on. Received: no other; set "
+            "Study.replications to 2 or more."
+        )
+    rows = pandas.concat([_pairs(rows, "P-T") for (rows,) in others])
+    epsilon, delta = choose(rows)
+    if np.isinf(delta):
+        raise UserError(
+            "No delta lets the loss around P-Ts of the other replications rise "
+            f"by 4 epsilon (epsilon = {epsilon:.2g} nats). Received: basin."
+            f"deltas up to {rows.delta.max():g}; bind larger ones."
+        )
+    return epsilon, delta
+
+
 def _smallest_margin(kind):
     """Returns a statistic: how well pairs of a kind meet the definition."""
 
-    def compute(conditions):
-        own = conditions[conditions.kind == kind]
-        margins = own.groupby("set").margin.min()
-        pairs = [name.split(", ") for name in margins.index]
-        kept = [i for i, pair in enumerate(pairs) if len(pair) == 2]
-        if not kept:
-            raise UserError(f"There are not two {kind}s. Received: no pair.")
-        first, second = np.array([pairs[i] for i in kept]).T
-        return mean_over_pairs(first, second, margins.to_numpy()[kept])
+    def compute(rows, chosen):
+        epsilon, delta = chosen
+        own = _pairs(rows, kind)
+        own = own[own.delta == delta]
+        if not len(own):
+            raise UserError(
+                "All replications need the same basin.deltas. Received: one "
+                f"without the {delta:g} that was chosen on the others."
+            )
+        # Of several pairs the median one.
+        smallest = margins(own, epsilon).min(axis=1).median()
+        return Value(
+            float(smallest),
+            f"At epsilon = {epsilon:.2g} nats, delta = {delta:g}.",
+        )
 
     return compute
 
@@ -294,8 +400,10 @@ def _smallest_margin(kind):
 def _cost(options, models):
     # As if there were two kinds, with as many models each.
     sets = 2 * (math.comb(max(models // 2, 1), 2) + 1)
-    # The search for its boundary, then a dozen expectations.
-    return sets * (40 + 12 * options["num_samples"])
+    # The search for its boundary, then an expectation inside and two for each
+    # delta.
+    expectations = 1 + 2 * len(options["deltas"])
+    return sets * (40 + expectations * options["num_samples"])
 
 
 _CLAIM = "Two P-Ts live in one basin; two RI-Ts do not."
@@ -309,20 +417,34 @@ _CLAIM = "Two P-Ts live in one basin; two RI-Ts do not."
             "Which solutions share a basin",
             "By how much each set of models meets the three conditions of an "
             "(epsilon, delta)-basin, with two standard errors: in the shaded "
-            "half it does.",
+            "half it does. Epsilon and delta are chosen on the sets of P-Ts "
+            "that are shown; the claim's are chosen on other replications.",
             tables=("basin", "basin_conditions"),
-        )
+        ),
+        Figure(
+            "basin_deltas",
+            lambda rows: _rise_figure(rows),
+            "How far the loss rises around two solutions",
+            "How far the loss rises, above its mean between two models, at the "
+            "boundary of the set around them: under noise in all directions "
+            "and straight on, both of length delta. Dashed: how much it varies "
+            "inside, E |l - mu|. In a basin it varies little and rises by at "
+            "least twice as much.",
+            tables=("basin_deltas",),
+        ),
     ],
     statistics=[
         Statistic(
             "C7",
             _CLAIM,
             "smallest margin of the three conditions of Definition 3.1, "
-            "P-T/P-T (nats)",
+            "P-T/P-T, at the epsilon and delta of the other replications "
+            "(nats)",
             ">",
             0.0,
             _smallest_margin("P-T"),
-            tables=("basin_conditions",),
+            tables=("basin_deltas",),
+            calibrate=_calibrate,
         ),
         Statistic(
             "C7",
@@ -331,7 +453,8 @@ _CLAIM = "Two P-Ts live in one basin; two RI-Ts do not."
             "<",
             0.0,
             _smallest_margin("RI-T"),
-            tables=("basin_conditions",),
+            tables=("basin_deltas",),
+            calibrate=_calibrate,
         ),
     ],
     cost=_cost,
@@ -340,6 +463,7 @@ def basin(
     models,
     split: schema.Split = "test",
     tolerance: schema.Positive = 0.05,
+    deltas: _Deltas = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0),
     num_samples: schema.Several = 64,
     seed: schema.Seed = 0,
     reference: str = "P-T",
@@ -350,34 +474,38 @@ def basin(
     The sets S are, for each kind of model, the segment through every pair and,
     of three or more models, the hull of all; each is grown to the basin's
     boundary, where the loss has risen by `tolerance` above that of the worst
-    member (see `grow`). So S is judged at epsilon = `tolerance`, the same for
-    all: condition 1 fails if there is a barrier inside. As to delta, each set's
-    smallest is estimated; all sets are judged at the largest of the sets of
-    `reference` models, two standard errors added.
+    member (see `grow`). All are judged at one epsilon and delta. Here these are
+    chosen on the sets of `reference` models (see `choose`), so that what is
+    said of the other kinds is a test, and what is said of the reference is not.
+    The claim is decided at those chosen on the P-Ts of other replications.
 
     Args:
         models: `Models`, two or more of one kind.
         split: "test" or "train": on whose images the loss is measured.
         tolerance: float, nats.
+        deltas: floats > 0, L2 distances, of which delta is chosen. The paper's
+            are multiples of one another by two (49.14 and 98.28).
         num_samples: int, draws for each expectation.
         seed: int, of the draws.
-        reference: kind of model whose delta all sets are judged at; if there
-            are not two of it, the first kind of which there are.
+        reference: kind of model on whose sets epsilon and delta are chosen; if
+            there are not two of it, the first kind of which there are.
         sensitivity: bool, whether to repeat that set with half and twice the
             tolerance, half the samples under another seed, and half the step of
             the boundary search.
 
     Returns:
-        `Table`, one row per set: kind, set (the members' names), diameter (L2),
-        extension (smallest and largest, in distances from the members' mean),
-        mu and epsilon (nats) with standard errors, delta (L2; the smallest one
-        at the estimated epsilon, often 0, as the grown boundary already lies
-        2 epsilon above mu), delta_at_tolerance (the smallest one at epsilon =
-        `tolerance`) with standard errors, and verdict ("basin", or "not
-        condition 1" and the like). Beside it basin_conditions, one row per set
-        and condition: kind, set, epsilon, delta, condition, margin,
-        margin_error, met; and, if wanted, basin_sensitivity: the first set of
-        `reference` models again, one choice changed in each row.
+        `Table`, one row per set: kind, set (the members' names), num_models,
+        diameter (L2), extension (smallest and largest, in distances from the
+        members' mean), mu and epsilon (E |l - mu|, nats) with standard errors,
+        delta (L2; the smallest of `deltas` that meets conditions 2 and 3 at
+        this epsilon, infinite if none does), and verdict ("basin", or "not
+        condition 1" and the like). Beside it basin_deltas, one row per set and
+        delta: kind, set, num_models, epsilon, delta, rise_2 and rise_3 (nats;
+        see `Basin.rises`) with standard errors; basin_conditions, one row per
+        set and condition, at the epsilon and delta chosen here: kind, set,
+        epsilon, delta, condition, margin, margin_error, met; and, if wanted,
+        basin_sensitivity: the first set of `reference` models again, one choice
+        changed in each row.
 
     Raises:
         UserError: if no kind has two models, or one is all frozen.
@@ -398,31 +526,30 @@ def basin(
     }
 
     def estimate(chosen, **changed):
-        return _estimate(models, split, chosen, **(choices | changed))
+        return _estimate(models, split, chosen, deltas, **(choices | changed))
 
     found = [estimate(chosen) for chosen in sets]
-    kinds = [members[chosen[0]].kind for chosen in sets]
+    table = pandas.DataFrame([row for row, _ in found])
+    rows = pandas.concat([rows for _, rows in found], ignore_index=True)
+    kinds = list(table.kind)
     reference = reference if reference in kinds else kinds[0]
-    deltas = [
-        row["delta_at_tolerance"] + 2 * row["delta_at_tolerance_error"]
-        for (_, row), kind in zip(found, kinds, strict=True)
-        if kind == reference
-    ]
-    # Not a number where no delta was found.
-    delta = float(np.nanmax([0.0, *deltas]))
-    rows, conditions = [], []
-    for region, row in found:
-        margins = region.margins(tolerance, delta)
-        conditions += _condition_rows(row, margins, tolerance, delta)
-        rows.append(row | {"verdict": _verdict(margins)})
-    further = {"basin_conditions": pandas.DataFrame(conditions)}
+    epsilon, delta = choose(rows[rows.kind == reference])
+    # If none suffices, the largest one tells most.
+    delta = min(delta, max(deltas))
+    conditions = _conditions(rows[rows.delta == delta], epsilon)
+    verdicts = {
+        name: _verdict(own)
+        for name, own in conditions.groupby("set", sort=False)
+    }
+    table = table.assign(verdict=table.set.map(verdicts))
+    further = {"basin_deltas": rows, "basin_conditions": conditions}
     if sensitivity:
         chosen = sets[kinds.index(reference)]
         further["basin_sensitivity"] = pandas.DataFrame(
-            choices | change | estimate(chosen, **change)[1]
+            choices | change | estimate(chosen, **change)[0]
             for change in _changes(**choices)
         )
-    return Table(pandas.DataFrame(rows), **further)
+    return Table(table, **further)
 
 
 def _changes(tolerance, num_samples, seed, step):
@@ -447,8 +574,10 @@ def _sets(members):
     return sets
 
 
-def _estimate(models, split, chosen, tolerance, num_samples, seed, step):
-    """Returns the `Basin` of a grown set, and its row of the table."""
+def _estimate(
+    models, split, chosen, deltas, tolerance, num_samples, seed, step
+):
+    """Returns a grown set's row of the table, and its rows of basin_deltas."""
     members, surface = models.trained(), models.surface(split)
     names = ", ".join(members[i].name for i in chosen)
 
@@ -468,68 +597,55 @@ def _estimate(models, split, chosen, tolerance, num_samples, seed, step):
         num_samples,
         seed,
     )
-    delta = region.smallest_delta()
-    at_tolerance = region.smallest_delta(tolerance)
-    return region, {
+    labels = {
         "kind": members[chosen[0]].kind,
         "set": names,
+        "num_models": len(chosen),
+    }
+    inside = {
+        "epsilon": region.epsilon.value,
+        "epsilon_error": region.epsilon.error,
+    }
+    rows = pandas.DataFrame({"delta": deltas}).assign(**labels, **inside)
+    rows = rows[[*labels, *inside, "delta"]]
+    for condition, rises in region.rises(deltas).items():
+        rows[f"rise_{condition}"] = [rise.value for rise in rises]
+        rows[f"rise_{condition}_error"] = [rise.error for rise in rises]
+    enough = margins(rows, region.epsilon.value)[[2, 3]].min(axis=1) >= 0
+    row = labels | {
         "diameter": region.diameter,
         "least_extension": extensions.min(),
         "largest_extension": extensions.max(),
         "mu": region.mu.value,
         "mu_error": region.mu.error,
-        "epsilon": region.epsilon.value,
-        "epsilon_error": region.epsilon.error,
-        "delta": delta.value,
-        "delta_error": delta.error,
-        "delta_at_tolerance": at_tolerance.value,
-        "delta_at_tolerance_error": at_tolerance.error,
+        **inside,
+        "delta": rows.delta[enough].min() if enough.any() else np.inf,
     }
+    return row, rows
 
 
-def _condition_rows(row, margins, epsilon, delta):
-    return [
-        {
-            "kind": row["kind"],
-            "set": row["set"],
-            "epsilon": epsilon,
-            "delta": delta,
-            "condition": condition,
-            "margin": margin.value,
-            "margin_error": margin.error,
-            "met": margin.value >= 0,
-        }
-        for condition, margin in margins.items()
+def _conditions(rows, epsilon):
+    """Returns the table basin_conditions from rows of one delta."""
+    labels = ["kind", "set", "epsilon", "delta"]
+    errors = {1: "epsilon_error", 2: "rise_2_error", 3: "rise_3_error"}
+    tables = [
+        rows.assign(
+            epsilon=epsilon,
+            condition=condition,
+            margin=margin,
+            margin_error=rows[errors[condition]],
+            met=margin >= 0,
+        )
+        for condition, margin in margins(rows, epsilon).items()
     ]
+    kept = [*labels, "condition", "margin", "margin_error", "met"]
+    table = pandas.concat(tables).sort_index(kind="stable")
+    return table[kept].reset_index(drop=True)
 
 
-def _verdict(margins):
-    failed = [str(c) for c, margin in margins.items() if margin.value < 0]
+def _verdict(conditions):
+    failed = [str(c) for c in conditions.condition[~conditions.met]]
     return f"not condition {', '.join(failed)}" if failed else "basin"
-
-
-def _draw(num_vertices, num_samples, seed):
-    """Draws all that is random about a set, by TensorFlow Probability.
-
-    Returns:
-        Points of U_S, and pairs of them, in barycentric coordinates, float64
-        [M, K] each; |v|, v ~ N(0, 1), float64 [M]; seeds of noise, int [M].
-    """
-    import tensorflow_probability as tfp
-
-    simplex = tfp.distributions.Dirichlet(np.ones(num_vertices))
-    normal = tfp.distributions.Normal(np.float64(0), np.float64(1))
-    inside, first, second = (
-        simplex.sample(num_samples, seed=(seed, i)).numpy() for i in range(3)
-    )
-    radii = np.abs(normal.sample(num_samples, seed=(seed, 3)).numpy())
-    first_seed = (seed * num_samples) % 2**30
-    return inside, first, second, radii, first_seed + np.arange(num_samples)
-
-
-def _mean(values):
-    error = np.std(values, ddof=1) / np.sqrt(len(values))
-    return Estimate(float(np.mean(values)), float(error))
 
 
 def _not_nan(losses):
@@ -540,15 +656,16 @@ def _not_nan(losses):
 
 def _figure(table, conditions):
     epsilon, delta = conditions.epsilon.iloc[0], conditions.delta.iloc[0]
+    if not np.isfinite(epsilon):
+        return None
     names = {
         1: "1: E |l - mu| <= epsilon",
         2: "2: noise off the boundary\nadds 2 epsilon",
         3: "3: straight over the boundary\nadds 2 epsilon",
     }
-    largest = np.nanmax(conditions.margin.abs() + 2 * conditions.margin_error)
-    limit = 2 * max(largest, epsilon)
-    highest = np.floor(np.log10(limit))
-    decades = 10 ** np.arange(highest, np.log10(epsilon), -2)
+    reach = conditions.margin.abs() + 2 * conditions.margin_error.fillna(0)
+    limit = 2 * max([*reach[np.isfinite(reach)], epsilon, _LEAST_SHOWN])
+    linear = max(epsilon, _LEAST_SHOWN)
     figure, axes = new_figure(
         10, 1.6 + 0.3 * len(table), columns=3, sharey=True
     )
@@ -556,14 +673,15 @@ def _figure(table, conditions):
         rows = conditions[conditions.condition == condition]
         for y, row in enumerate(rows.itertuples()):
             panel.errorbar(
-                row.margin,
+                # Infinite ones at the edge.
+                np.clip(row.margin, -limit, limit),
                 y,
                 xerr=2 * row.margin_error,
                 fmt="o",
                 color=colour(row.kind),
             )
-        panel.set_xscale("symlog", linthresh=epsilon)
-        panel.set_xticks([*-decades, 0, *decades])
+        panel.set_xscale("symlog", linthresh=linear)
+        panel.set_xticks(_decades(limit, linear))
         panel.xaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
         panel.set_xlim(-limit, limit)
@@ -576,4 +694,39 @@ def _figure(table, conditions):
         f"Definition 3.1 at epsilon = {epsilon:.3g} nats, delta = {delta:.3g} "
         "(shaded: met)"
     )
+    return figure
+
+
+def _decades(limit, linear):
+    """Returns every other power of ten between both, either sign, and 0."""
+    powers = np.arange(np.floor(np.log10(limit)), np.log10(linear), -2)
+    return [*-(10**powers), 0, *10**powers]
+
+
+def _rise_figure(rows):
+    """Draws conditions 2 and 3 against delta, a line for each set."""
+    epsilon = rows.epsilon[np.isfinite(rows.epsilon)]
+    linear = max([_LEAST_SHOWN, *epsilon.nsmallest(1)])
+    # What rises far beyond need not be read off.
+    limit = 100 * max([_LEAST_SHOWN, *epsilon.nlargest(1)])
+    figure, axes = new_figure(9, 4, columns=2, sharex=True, sharey=True)
+    for panel, condition in zip(axes, (2, 3), strict=True):
+        for (kind, name), own in rows.groupby(["kind", "set"], sort=False):
+            rise = own[f"rise_{condition}"].clip(-limit, 2 * limit)
+            label = f"{kind}: {name}"
+            panel.plot(own.delta, rise, "o-", color=colour(kind), label=label)
+            panel.axhline(own.epsilon.iloc[0], color=colour(kind), ls="--")
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.set_yscale("symlog", linthresh=linear)
+        panel.set_yticks(_decades(limit, linear))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.minorticks_off()
+        panel.set_ylim(-limit, limit)
+        panel.axhline(0, color="0.5", lw=0.8)
+        panel.set_xlabel("delta (L2)")
+    axes[0].set(title="2: noise off the boundary", ylabel="rise (nats)")
+    axes[1].set(title="3: straight over the boundary")
+    axes[0].legend(fontsize="small")
+    figure.suptitle("Rise of the loss above mu (dashed: E |l - mu| inside)")
     return figure

@@ -69,6 +69,21 @@ class Points:
         return arrays
 
 
+def noise_seeds(seed, count):
+    """Returns seeds of noise, those of one seed unlike those of any other.
+
+    Args:
+        seed: int >= 0.
+        count: int.
+
+    Returns:
+        int32 [count], as `Points` and `Perturbations` take them; the first of
+        them are the same whatever the count is.
+    """
+    words = np.random.SeedSequence(seed).generate_state(count)
+    return (words >> 1).astype(np.int32)
+
+
 class FlatWeights:
     """The weights of a model, or of a part of it, as one flat vector.
 
