@@ -9,6 +9,7 @@ from keras_transfer import models
 from keras_transfer.analysis import spectrum as spectrum_module
 from keras_transfer.analysis.spectrum import (
     Spectrum,
+    conv_norm,
     conv_spectrum,
     matrix_spectrum,
     model_spectra,
@@ -88,6 +89,83 @@ def test_explicit_matrix_is_what_keras_convolves_with(strides):
     np.testing.assert_allclose(
         matrix @ image.ravel(), np.ravel(convolved), atol=1e-5
     )
+
+
+def padded_matrix(convolve, size, inputs):
+    """The matrix of a linear function of images, a column for each pixel."""
+    units = np.eye(np.prod(size) * inputs, dtype=np.float32)
+    images = convolve(units.reshape(-1, *size, inputs))
+    return np.float64(images).reshape(len(units), -1).T
+
+
+# kernel shape, feature map, then padding, strides, dilation and groups
+PADDED = [
+    ((3, 3, 2, 3), (6, 6), {"padding": ((1, 1), (1, 1))}),
+    ((3, 3, 3, 2), (5, 4), {}),
+    ((7, 7, 2, 3), (9, 8), {"padding": ((3, 3), (3, 3)), "strides": (2, 2)}),
+    ((3, 3, 2, 6), (7, 8), {"padding": ((0, 1), (2, 0)), "strides": (2, 3)}),
+    ((3, 2, 2, 3), (9, 7), {"padding": ((2, 2), (1, 0)), "dilation": (2, 3)}),
+    ((3, 3, 2, 6), (6, 6), {"padding": ((1, 1), (1, 1)), "groups": 3}),
+    ((3, 3, 1, 8), (6, 5), {"padding": ((1, 1), (1, 1)), "groups": 4}),
+    ((1, 1, 4, 6), (4, 5), {"strides": (2, 2), "groups": 2}),
+    # So few inputs, or outputs, that the matrix is written out.
+    ((3, 3, 2, 9), (1, 1), {"padding": ((1, 1), (1, 1))}),
+    ((5, 5, 6, 2), (5, 5), {}),
+    ((3, 3, 4, 4), (12, 12), {"padding": ((1, 1), (1, 1))}),
+]
+
+
+@pytest.mark.parametrize(("shape", "size", "arguments"), PADDED)
+def test_conv_norm_is_that_of_what_tensorflow_computes(shape, size, arguments):
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=shape).astype(np.float32)
+    padding = arguments.get("padding", ((0, 0), (0, 0)))
+    groups = arguments.get("groups", 1)
+
+    def convolve(images):
+        images = np.pad(images, ((0, 0), *padding, (0, 0)))
+        # Group by group, as TensorFlow itself does not on every device.
+        parts = zip(
+            np.split(images, groups, -1),
+            np.split(kernel, groups, -1),
+            strict=True,
+        )
+        return np.concatenate(
+            [
+                tf.nn.conv2d(
+                    *part,
+                    arguments.get("strides", 1),
+                    "VALID",
+                    dilations=arguments.get("dilation", 1),
+                )
+                for part in parts
+            ],
+            -1,
+        )
+
+    matrix = padded_matrix(convolve, size, shape[2] * groups)
+    expected = np.linalg.norm(matrix, 2)
+    found = conv_norm(kernel, size, **arguments)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_conv_norm_of_scaled_and_of_zero_kernels():
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 3))
+    padding = ((1, 1), (1, 1))
+    once = conv_norm(kernel, (8, 8), padding)
+    for factor in (1e-200, 1e200):
+        found = conv_norm(factor * kernel, (8, 8), padding)
+        assert found == pytest.approx(factor * once)
+    assert conv_norm(0 * kernel, (8, 8), padding) == 0
+
+
+def test_zeros_pass_on_less_than_a_wrapped_image():
+    """Sums of three neighbours, whose norm is known in closed form."""
+    kernel = np.ones((3, 1, 1, 1))
+    found = conv_norm(kernel, (9, 1), ((1, 1), (0, 0)))
+    # The tridiagonal matrix of ones.
+    assert found == pytest.approx(1 + 2 * np.cos(np.pi / 10), rel=1e-6)
+    assert conv_spectrum(kernel, (9, 1)).values[0] == pytest.approx(3)
 
 
 def test_conv_spectrum_of_known_operators():
@@ -189,6 +267,59 @@ def test_spectra_of_a_fixup_network():
         np.testing.assert_allclose(all_values(values), expected, atol=1e-9)
 
 
+def test_norms_are_of_the_networks_own_padding():
+    """Of each layer between what the network feeds it and what it gives."""
+    model = models.fixup_resnet(5, (9, 8, 2), widths=(2, 3), seed=1)
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape))
+    (found,) = model_spectra([model])
+    for (_, name), spectrum in found.items():
+        layer = model.get_layer(name)
+        if name == "fc.dense":
+            matrix = np.float64(layer.kernel)
+        else:
+            steps, image = [layer], layer.input
+            before = image._keras_history.operation
+            if isinstance(before, layers.ZeroPadding2D):
+                steps, image = [before, layer], before.input
+
+            def convolve(x, steps=steps):
+                for step in steps:
+                    x = step(x)
+                return x
+
+            matrix = padded_matrix(convolve, image.shape[1:3], image.shape[3])
+        expected = np.linalg.norm(matrix, 2)
+        assert spectrum.norm == pytest.approx(expected, rel=1e-5)
+    strided = found["layer2.0", "layer2.0.conv1"]
+    assert abs(strided.norm / strided.values[0] - 1) > 1e-3
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("strides", [1, 2, 3])
+def test_norms_of_layers_that_pad_themselves(strides, data_format):
+    last = data_format == "channels_last"
+    model = keras.Sequential(
+        [
+            keras.Input((8, 7, 2) if last else (2, 8, 7)),
+            layers.Conv2D(
+                3, (3, 4), strides, "same", data_format, use_bias=False
+            ),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    (found,) = model_spectra([model])
+    kernel = model.layers[0].kernel
+
+    def convolve(x):
+        return tf.nn.conv2d(x, kernel, strides, "SAME")
+
+    expected = np.linalg.norm(padded_matrix(convolve, (8, 7), 2), 2)
+    assert [*found.values()][0].norm == pytest.approx(expected, rel=1e-5)
+
+
 def test_padding_and_depth_of_other_networks(caplog):
     inner = keras.Sequential(
         [keras.Input((3, 3, 4)), layers.DepthwiseConv2D(3, name="deep")]
@@ -221,6 +352,13 @@ def test_padding_and_depth_of_other_networks(caplog):
     # One output pixel: every channel's sum of its kernel.
     expected = np.sort(np.abs(kernel.sum((0, 1)).ravel()))[::-1]
     np.testing.assert_allclose(all_values(found["deep"]), expected, atol=1e-9)
+    # That pixel has seen nine of each channel.
+    expected = np.linalg.norm(kernel.reshape(9, 4), axis=0).max()
+    assert found["deep"].norm == pytest.approx(expected)
+    units = np.eye(50, dtype=np.float32).reshape(50, 5, 5, 2)
+    first = np.float64(model.layers[0](units) - model.layers[0].bias)
+    expected = np.linalg.norm(first.reshape(50, -1), 2)
+    assert found["grouped"].norm == pytest.approx(expected, rel=1e-5)
 
 
 def any_size():
@@ -246,6 +384,8 @@ def test_a_model_of_any_image_size():
     # Of the images' 6 px, 4 are left.
     expected = conv_spectrum(np.float64(model.layers[0].kernel), (4, 4))
     assert table.singular_value[0] == expected.values[0]
+    norm = conv_norm(np.float64(model.layers[0].kernel), (6, 6))
+    assert table.further["spectrum_layers"].operator_norm[0] == norm
 
 
 def test_no_layer_to_look_at():
@@ -355,6 +495,9 @@ def test_table_of_four_kinds(tmp_path, monkeypatch):
         head.singular_value, expected[[0, 2, 4, 5, 7]], rtol=1e-6
     )
     summaries = table.further["spectrum_layers"]
+    dense = summaries[summaries.layer == "fc.dense"]
+    np.testing.assert_array_equal(dense.operator_norm, dense.largest)
+    assert (summaries.operator_norm[summaries.largest == 0] == 0).all()
     zero = summaries[(summaries.kind == "RI") & (summaries.largest == 0)]
     assert set(zero.layer) == {"layer1.0.conv2", "layer2.0.conv2"}
     for name in ("spectrum", "spectrum_layers"):
