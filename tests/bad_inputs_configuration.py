@@ -37,6 +37,7 @@ _WRONG_VALUES = {
     "train.pretrained": ("3", "'nowhere'", "''", "['a']"),
     "train.pretrained_epoch": ("1.5", "None", "[1]"),
     "train.jit_compile": ("'x'", "3"),
+    "train.trained_modules": ("'fc'", "3", "[]", "['head']", "[1]"),
     "strategy.name": ("'none'", "3", "['tpu']", "'tpu'"),
     "strategy.devices": ("3", "'CPU:0'", "['CPU:99']", "[0]", "[]"),
     "load.name": ("3", "'no_such_data'", "None", "''"),

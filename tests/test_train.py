@@ -590,6 +590,168 @@ def test_dtype_policy_is_restored(tmp_path, digits):
     assert keras.config.dtype_policy().name == "float32"
 
 
+# Frozen modules.
+
+
+def named(run, epoch="last"):
+    return run.load_weights(epoch)
+
+
+@pytest.mark.parametrize("devices", STRATEGIES)
+def test_frozen_modules_stay_as_they_were(tmp_path, digits, devices):
+    """Bit for bit, whatever decays weights; the head moves."""
+    p = train_digits(tmp_path / "p", digits, seed=5)
+    run = train_digits(
+        tmp_path / "run",
+        digits,
+        seed=6,
+        pretrained=str(p.path),
+        optimizer=functools.partial(SGD, weight_decay=0.1),
+        strategy=STRATEGIES[devices],
+        trained_modules=("fc",),
+    )
+    source, start, end = named(p), named(run, 0), named(run)
+    for path, value in end.items():
+        if path.startswith("fc."):
+            assert not np.array_equal(value, start[path])
+        else:
+            np.testing.assert_array_equal(value, start[path])
+            np.testing.assert_array_equal(value, source[path])
+    state = run.checkpoints_path / "epoch-0002/optimizer.safetensors"
+    momenta = [name for name in read_arrays(state) if "momentum" in name]
+    assert len(momenta) == sum(path.startswith("fc.") for path in end)
+    # As P for another training it is a network like any other.
+    again = train_digits(tmp_path / "q", digits, pretrained=str(run.path))
+    moved = [
+        not np.array_equal(value, end[path])
+        for path, value in named(again).items()
+    ]
+    assert all(moved)
+
+
+@pytest.mark.parametrize("devices", STRATEGIES)
+def test_frozen_batch_normalization_is_in_inference_mode(
+    tmp_path, digits, devices
+):
+    def model(num_classes, input_shape, seed):
+        keras.utils.set_random_seed(seed)
+        net = keras.Sequential(
+            [
+                keras.Input(input_shape),
+                keras.layers.Conv2D(4, 3),
+                keras.layers.BatchNormalization(name="norm"),
+                keras.layers.Flatten(),
+                keras.layers.Dense(num_classes, name="head"),
+            ]
+        )
+        rng = np.random.default_rng(0)
+        norm = net.get_layer("norm")
+        norm.moving_mean.assign(rng.normal(size=4))
+        norm.moving_variance.assign(rng.uniform(1, 2, size=4))
+        return net
+
+    run = one_step(
+        tmp_path / "run",
+        digits,
+        model,
+        strategy=STRATEGIES[devices],
+        trained_modules=("head",),
+    )
+    *before, kernel, bias = weights(run, 0)
+    assert_same(weights(run)[:-2], before, atol=0)
+    net = run.load_model(0)
+    images, targets, _ = next(iter(digits.eval_batches("train", 64)))
+    for layer in net.layers[:-1]:
+        images = layer(images, training=False)
+    kernel, bias = tf.Variable(kernel), tf.Variable(bias)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(
+            tf.nn.softmax_cross_entropy_with_logits(
+                targets, images @ kernel + bias
+            )
+        )
+    expected = [
+        w - 0.1 * g
+        for w, g in zip(
+            (kernel, bias), tape.gradient(loss, [kernel, bias]), strict=True
+        )
+    ]
+    assert_same(weights(run)[-2:], expected, atol=1e-6)
+
+
+def test_training_of_some_modules_is_resumed(tmp_path, digits, monkeypatch):
+    def run_in(directory, **changes):
+        return train_digits(
+            tmp_path / directory,
+            digits,
+            epochs=3,
+            trained_modules=("layer2.0", "fc"),
+            **changes,
+        )
+
+    whole = run_in("whole")
+    save = Run.save
+
+    def interrupt(self, epoch, *state):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        save(self, epoch, *state)
+
+    monkeypatch.setattr(Run, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_in("parts")
+    monkeypatch.undo()
+    parts = run_in("parts")
+    assert_same(named(whole).values(), named(parts).values(), atol=0)
+    changed = {
+        path.rpartition(".")[0]
+        for path, value in named(whole).items()
+        if not np.array_equal(value, named(whole, 0)[path])
+    }
+    assert changed == {"layer2.0", "fc"}
+
+
+def test_modules_in_lists_are_frozen(tmp_path, digits):
+    """Such as what a layer holds that is no model."""
+
+    def model(**arguments):
+        net = branching_net(**arguments)
+        net.layers[-1].name = "head"
+        return net
+
+    run = train_digits(
+        tmp_path / "run",
+        digits,
+        model=model,
+        epochs=1,
+        trained_modules=("head",),
+    )
+    *before, kernel, bias = weights(run, 0)
+    *after, moved, moved_bias = weights(run)
+    assert_same(before, after, atol=0)
+    assert not np.array_equal(kernel, moved)
+    assert not np.array_equal(bias, moved_bias)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"trained_modules": ("fc", "head")},
+            r"conv1, layer1.0, layer2.0, fc. Received: head\.",
+        ),
+        ({"trained_modules": ()}, "a module that has weights to train"),
+        ({"trained_modules": "fc"}, "Received: f, c"),
+    ],
+)
+def test_modules_that_cannot_be_trained_are_a_sentence(
+    tmp_path, digits, changes, message
+):
+    with pytest.raises(UserError, match=f"train.trained_modules.*{message}"):
+        train_digits(tmp_path / "run", digits, **changes)
+    assert not Run(tmp_path / "run").exists
+
+
 # What is not read back as it was written.
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from typing import Annotated
 
 import gin
 import numpy as np
@@ -9,6 +10,7 @@ from absl import logging
 from tqdm import tqdm
 
 from keras_transfer import files, objectives, progress
+from keras_transfer.config import schema
 from keras_transfer.devices import has_accelerator
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
@@ -21,6 +23,8 @@ from keras_transfer.training.step import Trainer
 
 # Images on which a model read back is compared with the one in memory.
 _NUM_COMPARED = 4
+
+TrainedModules = Annotated[tuple[str, ...], schema.NotEmpty()]
 
 _DIVERGED = (
     "Most likely the learning rate is too high: lower schedule's base_rate, "
@@ -48,6 +52,7 @@ def train(
     keep_epochs: str | tuple[int, ...] = "all",
     dtype_policy: str = "float32",
     jit_compile: bool | None = None,
+    trained_modules: TrainedModules | None = None,
 ):
     """Trains one model and leaves a run directory.
 
@@ -88,6 +93,10 @@ def train(
             "mixed_float16" (with dynamic loss scaling).
         jit_compile: bool, whether XLA compiles the forward and backward pass;
             None: yes on GPU and TPU, no on CPU, where it is slower.
+        trained_modules: names of the modules that are trained (see
+            `models.module_chain`), such as ("fc",), a P-T of frozen features;
+            all others stay as they were, with the batch statistics of P. None:
+            all are trained.
 
     Returns:
         The `runs.Run`.
@@ -122,6 +131,8 @@ def train(
         net = setup.start_model(
             model, dataset.info, seed, source, pretrained_epoch
         )
+        if trained_modules is not None:
+            setup.freeze_others(net, trained_modules)
         trainer = Trainer(
             net,
             optimizer(schedule(steps_per_epoch=steps, epochs=epochs)),

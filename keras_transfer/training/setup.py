@@ -185,6 +185,44 @@ def start_model(model, info, seed, source, epoch):
     return net
 
 
+def freeze_others(model, names):
+    """Has training leave all modules as they are, save those of some names.
+
+    Layers are frozen as Keras freezes them: no optimizer sees their weights, no
+    weight decay, and batch normalization uses its moving statistics and leaves
+    them alone.
+
+    Args:
+        model: the `keras.Model`, changed in place, before the optimizer is
+            built.
+        names: names of modules, see `models.module_chain`.
+
+    Raises:
+        UserError: if there is no module of such a name, or none of them has
+            weights to train.
+    """
+    chain = models.module_chain(models.logits_model(model))
+    known = [module.name for module in chain]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(
+            "train.trained_modules must name modules of the model, which has "
+            f"{', '.join(known)}. Received: {', '.join(unknown)}."
+        )
+    chosen = [module for module in chain if module.name in names]
+    if not any(module.trainable_variables for module in chosen):
+        raise UserError(
+            "train.trained_modules must name a module that has weights to "
+            f"train. Received: {', '.join(names)}."
+        )
+    # Only this private method finds the layers that other layers hold. One that
+    # is of several modules has no weight of its own.
+    left = {id(weight) for module in chosen for weight in module.variables}
+    for layer in model._flatten_layers(include_self=False):
+        own = {id(weight) for weight in layer.weights}
+        if own and not own & left:
+            layer.trainable = False
+
+
 def evaluation(trainer, dataset, batch_size, after_batch):
     """Returns a function that gives loss and metrics on the test split."""
     targets = dataset.test.targets(len(dataset.info.class_names))

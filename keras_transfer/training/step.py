@@ -229,10 +229,21 @@ class Trainer:
 
 
 def _statistics(model):
-    """Returns the weights that normalization layers estimate from batches."""
+    """Returns the weights that normalization layers estimate from batches.
+
+    Those of frozen layers stay as they are.
+    """
+    frozen = {
+        id(weight)
+        for layer in model._flatten_layers()
+        if not layer.trainable
+        for weight in layer.weights
+    }
     weights = zip(model.weights, parameters(model), strict=True)
     return [
         weight
         for weight, is_parameter in weights
-        if not is_parameter and keras.backend.is_float_dtype(weight.dtype)
+        if not is_parameter
+        and keras.backend.is_float_dtype(weight.dtype)
+        and id(weight) not in frozen
     ]
