@@ -35,6 +35,7 @@ _FROM = {
         "barrier_height",
         "interpolation",
     ],
+    "keras_transfer.analysis.label_efficiency": ["label_efficiency"],
     "keras_transfer.analysis.mistakes": ["mistakes"],
     "keras_transfer.analysis.models": ["Models"],
     "keras_transfer.analysis.plane": ["plane"],

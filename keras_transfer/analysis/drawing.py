@@ -7,6 +7,7 @@ COLOURS = {
     "RI": "#999999",
     "P-T": "#0072B2",
     "RI-T": "#D55E00",
+    "P-T frozen": "#56B4E9",
     "P-T/P-T": "#0072B2",
     "P-T/RI-T": "#CC79A7",
     "RI-T/P-T": "#CC79A7",

@@ -74,20 +74,25 @@ def last_fifth(source):
     return {"averaged": fifth, "level": level, "rise": level - before}
 
 
-def learned(source):
+def learned(source, averaged=False):
     """Returns the columns that tables of learning curves have in common.
 
     Args:
         source: the `runs.Run`, or `Trajectory`.
+        averaged: bool, whether final is the mean over the last fifth of the
+            epochs: the accuracy of a single one is noisy.
 
     Returns:
-        dict: what `learning_summary` returns, "rise" (see `last_fifth`),
+        dict: what `learning_summary` returns, "averaged" (int, the epochs of
+        which final is the mean; only if it is), "rise" (see `last_fifth`),
         "converged" (bool) and "metric" ("accuracy" or "auc").
     """
-    rise = last_fifth(source)["rise"]
-    return learning_summary(source) | {
-        "rise": rise,
-        "converged": rise <= HARM,
+    columns, end = learning_summary(source), last_fifth(source)
+    if averaged:
+        columns |= {"final": end["level"], "averaged": end["averaged"]}
+    return columns | {
+        "rise": end["rise"],
+        "converged": end["rise"] <= HARM,
         "metric": learning_curve(source)[0],
     }
 

@@ -14,8 +14,7 @@ from keras_transfer.analysis.declaration import (
 from keras_transfer.analysis.drawing import colour, new_figure, plot_by
 from keras_transfer.analysis.feature_reuse import (
     check_same_data,
-    last_fifth,
-    learning_summary,
+    learned,
 )
 from keras_transfer.analysis.interpolation import (
     alpha_grid,
@@ -24,7 +23,7 @@ from keras_transfer.analysis.interpolation import (
 )
 from keras_transfer.analysis.models import Models
 from keras_transfer.analysis.statistics import BARRIER, HARM
-from keras_transfer.analysis.trajectory import Trajectory, learning_curve
+from keras_transfer.analysis.trajectory import Trajectory
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 from keras_transfer.landscape.loss_surface import examples_surface
@@ -105,11 +104,11 @@ def pretraining(
     Returns:
         `Table`, one row per model, in order of epoch: kind, epoch (of P,
         missing for an RI-T), name, repeat (0 for the model named first of its
-        kind and epoch, 1, ...), epochs, averaged (the epochs at its end, a
-        fifth of them, of which final is the mean: one epoch's accuracy is
-        noisy), final, speed (see `learning_summary`), and their metric
-        ("accuracy" or "auc"). Beside it pretraining_barriers, see
-        `checkpoint_barriers`.
+        kind and epoch, 1, ...), epochs, final and speed (see
+        `learning_summary`; final is the mean of the last fifth of the epochs),
+        averaged (how many these are), rise (see `last_fifth`), whether it has
+        converged, and the metric ("accuracy" or "auc"). Beside it
+        pretraining_barriers, see `checkpoint_barriers`.
 
     Raises:
         UserError: if there are P-Ts from fewer than two epochs, P or its
@@ -135,7 +134,8 @@ def pretraining(
         )
     epochs = _starts(fine_tuned, source)
     table = pandas.DataFrame(
-        {"kind": m.kind, "epoch": epoch, "name": m.name} | _learned(m.source)
+        {"kind": m.kind, "epoch": epoch, "name": m.name}
+        | learned(m.source, averaged=True)
         for m, epoch in zip(
             [*fine_tuned, *others],
             [*epochs, *[None] * len(others)],
@@ -151,18 +151,6 @@ def pretraining(
     # Of the models compared none was run.
     table["batch_norm"] = heights["batch_norm"] = source.batch_norm_used
     return Table(table, pretraining_barriers=heights)
-
-
-def _learned(source):
-    """Returns what a P-T learned, as columns of the table."""
-    summary, end = learning_summary(source), last_fifth(source)
-    return {
-        "epochs": summary["epochs"],
-        "averaged": end["averaged"],
-        "final": end["level"],
-        "speed": summary["speed"],
-        "metric": learning_curve(source)[0],
-    }
 
 
 def checkpoint_barriers(source, epochs, num_points, tolerance, evaluations):

@@ -29,7 +29,7 @@ class Trajectory(keras.callbacks.Callback):
         **about: what the model was trained on or from, for the analyses that
             compare such things: shuffle ("blocks", "pixels" or "channels"),
             block_size (px) and shuffle_seed for feature reuse, pretrained_epoch
-            for pretraining.
+            for pretraining, num_train (images) for label efficiency.
     """
 
     def __init__(self, epochs=None, **about):
