@@ -21,6 +21,7 @@ from keras_transfer.analysis.mistakes import (
 )
 from keras_transfer.data import ExampleSplit
 from keras_transfer.errors import UserError
+from keras_transfer.runs import Run
 
 
 def one_hot(labels, num_classes):
@@ -603,6 +604,33 @@ def test_trajectories_are_matched_with_what_their_weights_answer():
         net = recorded[kind][int(number)].load_model(row.first_epoch)
         answers = net.predict(images, verbose=0).argmax(1)
         assert row.first_accuracy == pytest.approx(np.mean(answers == labels))
+
+
+def test_runs_are_matched_by_their_metrics(tmp_path):
+    """Epoch 1 was bad by metrics.csv, as all these random models are."""
+    written_models.write_models(tmp_path)
+    for path in tmp_path.iterdir():
+        run = Run(path)
+        run.save(1, run.load_model(0))
+        for epoch, accuracy in ((1, 0.1), (2, 0.99)):
+            summary = {"loss": 1.0, "accuracy": accuracy}
+            run.add_metrics(epoch, epoch, {"test": summary})
+    found = kt.Models(written_models.named(tmp_path))
+    table = kt.mistakes(found).further["mistakes_agreement"]
+    matched = table[table.matched].set_index("pair")
+    epochs = matched[["first_epoch", "second_epoch"]]
+    own = {"P-T/P-T": "pt0", "RI-T/RI-T": "rit0"}
+    # Random models are about as good, so either kind may be the better one.
+    ends = {tuple(epochs.loc[pair]): pair for pair in own}
+    assert set(ends) == {(1, 1), (2, 2)}
+    better = ends[1, 1]
+    run = Run(tmp_path / own[better])
+    test = found.examples.split("test")
+    images = np.float32(test.images(np.arange(len(test)))) / 127.5 - 1
+    answers = run.load_model(0).predict(images, verbose=0).argmax(1)
+    row = matched.loc[better]
+    assert row["first"] == f"{run.path.name}@1"
+    assert row.first_accuracy == pytest.approx(np.mean(answers == test.labels))
 
 
 def test_a_model_whose_outputs_are_not_finite_is_named():

@@ -222,7 +222,7 @@ def least_shared(table, other):
         )
     left_out = ", ".join(above.index[above.isna()])
     return Value(
-        known.min(),
+        float(known.min()),
         left_out and f"Without {left_out}, where features are constant.",
     )
 

@@ -779,8 +779,9 @@ def _layers_figure(layers):
         circular = rows.groupby("layer", sort=False).largest.mean()
         axes[0].plot(circular, ":", color=colour(kind))
     axes[0].plot([], ":", color="black", label="for circular padding")
-    axes[0].legend(fontsize="small", ncols=5)
-    axes[0].set_title("Singular values by layer, padded with zeros")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=5)
+    axes[0].set_title("Singular values by layer")
     axes[2].set_xlabel("layer")
     axes[2].tick_params("x", rotation=90)
     return figure
