@@ -16,11 +16,16 @@ from keras_transfer.analysis.declaration import (
     Figure,
     Statistic,
     Table,
+    Value,
     declare_analysis,
 )
 from keras_transfer.analysis.drawing import colour, new_figure
 from keras_transfer.analysis.rewinding import END_POINTS
-from keras_transfer.analysis.statistics import mean_over_seeds
+from keras_transfer.analysis.statistics import (
+    SIGNIFICANCE,
+    rank_correlation,
+    trend_p_value,
+)
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 from keras_transfer.landscape.module_loss import (
@@ -29,19 +34,16 @@ from keras_transfer.landscape.module_loss import (
     Perturbations,
     parts,
 )
+from keras_transfer.landscape.weight_space import noise_seeds
 
 PATHS = ("direct", "optimization")
 TOTAL = "total"
 # What tells one model and way of perturbing it from another.
 _CASE = ["kind", "name", "path", "end_point"]
 _GRID_COLUMNS = ("a", "sigma", "distance", "error", "standard_error")
+_FRESH_COLUMNS = ("fresh_error", "fresh_standard_error")
 # Means of float32 numbers that should be equal differ by less.
 _ROUNDING = 1e-7
-
-
-def _direct(found):
-    """Returns the rows of the direct path to the final weights."""
-    return found[(found.path == "direct") & (found.end_point == "final")]
 
 
 def _heat_maps(path, end_point):
@@ -57,6 +59,59 @@ def _heat_maps(path, end_point):
     )
 
 
+def _of_depth(kind):
+    """Returns the statistics of claim C8 for one kind of model."""
+    claim = "C8", "Higher modules are more sensitive than lower ones."
+    where = f"depth of modules, {kind}, direct path to the final weights"
+    return [
+        Statistic(
+            *claim,
+            f"permutation p of the rank correlation of criticality and {where}",
+            "<",
+            SIGNIFICANCE,
+            lambda table: _by_depth(table, kind, trend_p_value, 1.0),
+        ),
+        Statistic(
+            *claim,
+            f"rank correlation of criticality and {where}",
+            ">",
+            0.0,
+            lambda table: _by_depth(table, kind, rank_correlation, 0.0),
+            decides=False,
+        ),
+        Statistic(
+            *claim,
+            f"rank correlation of criticality per parameter and {where}",
+            ">",
+            0.0,
+            lambda table: _by_depth(
+                table.assign(at_most=table.at_most / table.parameters),
+                kind,
+                rank_correlation,
+                0.0,
+            ),
+            decides=False,
+        ),
+    ]
+
+
+def _of_paths(kind):
+    """Returns the statistic of claim C9 for one kind of model."""
+    return Statistic(
+        "C9",
+        "The same pattern on direct and optimization paths, from final and "
+        "optimal weights.",
+        f"rank correlation of module criticality, {kind}, the least of the "
+        "pairs of the four paths",
+        ">",
+        0.0,
+        lambda table: _least_agreement(table, kind),
+    )
+
+
+_OF_HEAD = ("C10", "fc is critical for P-T.")
+
+
 @declare_analysis(
     figures=[
         Figure(
@@ -65,7 +120,7 @@ def _heat_maps(path, end_point):
             "Criticality of each module",
             "How critical each module is, from the first to the last, on four "
             "paths: bars are medians over the models of a kind, dots the "
-            "models.",
+            "models, hollow where the grid only gives an upper bound.",
         ),
         Figure(
             "criticality_first_module",
@@ -77,38 +132,25 @@ def _heat_maps(path, end_point):
         *itertools.starmap(_heat_maps, itertools.product(PATHS, END_POINTS)),
     ],
     statistics=[
+        *_of_depth("P-T"),
+        *_of_depth("RI-T"),
+        _of_paths("P-T"),
+        _of_paths("RI-T"),
         Statistic(
-            "C8",
-            "Higher modules are more sensitive than lower ones.",
-            "rank correlation of a module's criticality with its depth, direct "
-            "path, final weights",
+            *_OF_HEAD,
+            "criticality of the head over the median of the other modules, "
+            "P-T, direct path to the final weights",
             ">",
-            0.0,
-            lambda table: mean_over_seeds(
-                _direct(depth_correlation(table)).correlation.dropna()
-            ),
+            1.0,
+            lambda table: _head_over_median(table),
         ),
         Statistic(
-            "C9",
-            "The same pattern on direct and optimization paths, from final and "
-            "optimal weights.",
-            "rank correlation of module criticality, mean over pairs of the "
-            "four paths",
-            ">",
-            0.0,
-            lambda table: mean_over_seeds(
-                path_agreement(table).agreement.dropna()
-            ),
-        ),
-        Statistic(
-            "C10",
-            "fc is critical for P-T.",
-            "share of the other modules that are less critical than the head",
-            ">",
-            0.5,
-            lambda table: mean_over_seeds(
-                _direct(head_rank(table)).query("kind == 'P-T'").share
-            ),
+            *_OF_HEAD,
+            "rank of the head by criticality, P-T (1: the most critical)",
+            "<",
+            2.0,
+            lambda table: float(_heads(table)["rank"].mean()),
+            decides=False,
         ),
     ],
     cost=lambda options, models: models * _grid_points(options),
@@ -118,7 +160,7 @@ def criticality(
     models,
     positions: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
     sigmas: tuple[float, ...] = (0.016, 0.031, 0.063, 0.125, 0.25, 0.5, 1.0),
-    num_draws: schema.Several = 4,
+    num_draws: schema.Several = 8,
     refinements: schema.Natural = 1,
     margin: schema.NotNegative = 0.01,
     levels: Levels = LEVELS,
@@ -138,7 +180,8 @@ def criticality(
             or a `Trajectory` with its epoch 0.
         positions: floats in [0, 1], ascending from 0 to 1.
         sigmas: floats in (0, 1], ascending.
-        num_draws: int, draws of noise, at least 2.
+        num_draws: int, draws of noise, and fresh ones for the minimum, at
+            least 2 each.
         refinements: int, see `module_criticality`.
         margin: float, the share of training images by which epsilon lies above
             the end point's own error.
@@ -197,8 +240,9 @@ def _grid_points(options):
     draws = options["num_draws"]
     noisy = draws * len(options["sigmas"])
     grid = len(options["positions"]) * (1 + noisy)
-    # A refinement looks at the eight points around the minimum.
-    refined = 8 * draws * options["refinements"]
+    # A refinement looks at the eight points around the minimum; of two points,
+    # as a rule, one is confirmed on fresh draws.
+    refined = (8 * options["refinements"] + 2) * draws
     return len(PATHS) * len(END_POINTS) * (grid + refined)
 
 
@@ -258,9 +302,14 @@ def module_criticality(
     expectation over the same draws of noise, scaled, at all points. Each
     refinement adds, around the minimum, the points half way to the neighbouring
     positions and, geometrically, sigmas (beyond the smallest or largest sigma,
-    the step that leads to it once more). As on any grid, mu is too large rather
-    than too small. Besides, each position is evaluated without noise, for the
-    heat maps' sake; it can not be the minimum.
+    the step that leads to it once more; from a = 1 and the smallest sigma, if
+    no point meets epsilon). Of many points that nearly do, some do by luck. So
+    the minimum is evaluated once more, on as many fresh draws, and if it does
+    not meet epsilon there, the next best takes its place. As on any grid, mu is
+    too large rather than too small. Each position is evaluated without noise,
+    too. Where that meets epsilon at a distance of 0, as at a = 0 if the module
+    may be set back to its start without harm, mu is 0 by definition: some noise
+    is borne, and be it little.
 
     Source: paper section 3.4; Chatterji et al. 2020, definition 3.
 
@@ -272,7 +321,7 @@ def module_criticality(
         levels: of "block" and "group", see `module_loss.parts`.
         positions: floats, ascending from 0 to 1.
         sigmas: floats in (0, 1], ascending.
-        num_draws: int, draws of noise, at least 2.
+        num_draws: int, draws of noise, at least 2, and so many fresh ones.
         refinements: int, how often the grid is refined.
         margin: float; epsilon is the end point's own error and this much more.
         seed: int, of the noise.
@@ -281,16 +330,20 @@ def module_criticality(
 
     Returns:
         Two `pandas.DataFrame`s. By path, level and module (path, level, module,
-        depth), with the module "total" last: mu; low and high, mu if the mean
-        error of every point were two standard errors lower or higher (high is
-        NaN if no point then meets epsilon); status, "finite", "infeasible" (no
-        point of the grid meets epsilon) or "unbounded" (the minimum lies at the
-        smallest sigma or at the largest one, unless that is 1 or mu is 0; the
-        grid does not bound it), and mu is a number only if "finite"; at_most,
-        the grid's minimum whatever the status; a, sigma and distance
-        (||theta_a - theta_0||) where it lies; epsilon. And by grid point of
-        these (path, level, module, depth, refinement: 0 for the given grid): a,
-        sigma, distance, error (mean over draws), standard_error; and epsilon.
+        depth, parameters: how many), with the module "total" last: mu; low and
+        high, mu if the mean error of every point were two standard errors lower
+        or higher (high is NaN if no point then meets epsilon); status,
+        "finite", "infeasible" (no point of the grid meets epsilon) or
+        "unbounded" (the minimum lies at the smallest sigma or at the largest
+        one, unless that is 1 or mu is 0; the grid does not bound it), and mu is
+        a number only if "finite"; at_most, the grid's minimum whatever the
+        status; a, sigma and distance (||theta_a - theta_0||) where it lies;
+        fresh_error and fresh_standard_error there, on the fresh draws (NaN
+        without noise, which needs none); turned_down, how many points were
+        smaller and failed on them; epsilon. And by grid point of these (path,
+        level, module, depth, refinement: 0 for the given grid): a, sigma,
+        distance, error (mean over draws), standard_error; fresh_error and
+        fresh_standard_error (NaN where there are no fresh draws); and epsilon.
 
     Raises:
         UserError: if an argument cannot be used.
@@ -300,90 +353,143 @@ def module_criticality(
     start = list(itertools.product(positions, [0.0, *sigmas]))
     wanted = {key: start for key in itertools.product(paths, every_part)}
     grids = {key: pandas.DataFrame() for key in wanted}
-    seeds = (seed * num_draws) % 2**30 + np.arange(num_draws)
-    for refinement in range(refinements + 1):
-        measured = _measure(
+    seeds = noise_seeds(seed, 2 * num_draws)
+
+    def measure(wanted, seeds):
+        return _measure(
             module_loss, paths, wanted, seeds, evaluations, description
         )
-        for key, rows in measured.items():
+
+    for refinement in range(refinements + 1):
+        for key, rows in measure(wanted, seeds[:num_draws]).items():
             rows = rows.assign(refinement=refinement)
             grids[key] = pandas.concat([grids[key], rows], ignore_index=True)
         at_end = next(iter(grids.values())).query("a == 1 and sigma == 0")
         epsilon = float(at_end.error.iloc[0]) + margin
         wanted = {key: _refined(grid, epsilon) for key, grid in grids.items()}
-    minima = {key: smallest(grid, epsilon) for key, grid in grids.items()}
-    return _tables(named, paths, minima, grids)
+    minima = _confirmed(
+        grids, epsilon, lambda wanted: measure(wanted, seeds[num_draws:])
+    )
+    end = _end_point(paths)
+    sizes = {
+        part: len(module_loss.parameters(part, end)) for part in every_part
+    }
+    return _tables(named, paths, minima, grids, sizes)
+
+
+def _confirmed(grids, epsilon, measure):
+    """Finds the minimum of each grid that holds on fresh draws.
+
+    Args:
+        grids: {key: `pandas.DataFrame`}, as `_measure` returns them; what is
+            drawn afresh is noted in them.
+        epsilon: float, the largest error allowed.
+        measure: function of {key: points (a, sigma)} that evaluates them on
+            fresh draws, as `_measure` does.
+
+    Returns:
+        {key: dict, as `smallest` returns it}.
+    """
+    minima, open_keys = {}, list(grids)
+    while open_keys:
+        minima |= {key: smallest(grids[key], epsilon) for key in open_keys}
+        # Without noise there is nothing to draw.
+        open_keys = [
+            key
+            for key in open_keys
+            if minima[key]["sigma"] > 0 and np.isnan(minima[key]["fresh_error"])
+        ]
+        wanted = {
+            key: [(minima[key]["a"], minima[key]["sigma"])] for key in open_keys
+        }
+        for key, rows in measure(wanted).items():
+            grid, (a, sigma) = grids[key], wanted[key][0]
+            here = (grid.a == a) & (grid.sigma == sigma)
+            drawn = rows[["error", "standard_error"]].to_numpy()
+            grid.loc[here, list(_FRESH_COLUMNS)] = drawn
+    return minima
 
 
 def smallest(grid, epsilon):
     """Returns the smallest ||theta_a - theta_0||^2 / sigma^2 of a grid.
 
     Args:
-        grid: `pandas.DataFrame` with columns sigma, a, distance, error and
-            standard_error, one row per point; those without noise are left out.
+        grid: `pandas.DataFrame` with columns sigma, a, distance, error,
+            standard_error, fresh_error and fresh_standard_error, the last two
+            NaN where nothing was drawn afresh; one row per point. Those without
+            noise count only at a distance of 0.
         epsilon: float, the largest error allowed.
 
     Returns:
-        dict: mu, low, high, status, at_most, a, sigma, distance and epsilon, as
-        `module_criticality` describes them.
+        dict: mu, low, high, status, at_most, a, sigma, distance, fresh_error,
+        fresh_standard_error, turned_down and epsilon, as `module_criticality`
+        describes them.
     """
-    grid = grid[grid.sigma > 0]
-    ratio = np.square(grid.distance / grid.sigma)
-    lowest = {
-        bound: grid[grid.error + shift <= epsilon + _ROUNDING]
-        for bound, shift in (
-            ("mu", 0.0),
-            ("low", -2 * grid.standard_error),
-            ("high", 2 * grid.standard_error),
-        )
+    allowed = epsilon + _ROUNDING
+    noisy = grid[grid.sigma > 0]
+    failed = noisy.fresh_error > allowed
+    still = grid[(grid.sigma == 0) & (grid.distance == 0)]
+    still = still[still.error <= allowed]
+    where = ["a", "sigma", "distance", *_FRESH_COLUMNS]
+    found = {
+        "status": "infeasible",
+        "turned_down": int(np.sum(failed & (noisy.error <= allowed))),
+        "epsilon": epsilon,
     }
+    if len(still):
+        zero = dict.fromkeys(("mu", "low", "high", "at_most"), 0.0)
+        place = still[where].iloc[0].to_dict()
+        return found | zero | {"status": "finite"} | place
+    ratio = np.square(noisy.distance / noisy.sigma)
+    twice = 2 * noisy.standard_error
+    feasible = noisy[(noisy.error <= allowed) & ~failed]
     values = {
-        bound: float(ratio[rows.index].min()) for bound, rows in lowest.items()
+        "mu": ratio[feasible.index].min(),
+        "low": ratio[noisy.error - twice <= allowed].min(),
+        "high": ratio[(noisy.error + twice <= allowed) & ~failed].min(),
     }
-    where = {"a": np.nan, "sigma": np.nan, "distance": np.nan}
-    status, feasible = "infeasible", lowest["mu"]
+    place = dict.fromkeys(where, np.nan)
     if len(feasible):
         # Of equals, the one that bears most noise.
         order = feasible.assign(ratio=ratio).sort_values(
             ["ratio", "sigma"], ascending=[True, False]
         )
-        where = order[list(where)].iloc[0].to_dict()
-        edges = {grid.sigma.min(), grid.sigma.max()} - {1.0}
-        on_edge = where["sigma"] in edges and values["mu"] > 0
-        status = "unbounded" if on_edge else "finite"
-    at_most = values["mu"]
-    if status != "finite":
+        place = order[where].iloc[0].to_dict()
+        edges = {noisy.sigma.min(), noisy.sigma.max()} - {1.0}
+        on_edge = place["sigma"] in edges and values["mu"] > 0
+        found["status"] = "unbounded" if on_edge else "finite"
+    at_most = float(values["mu"])
+    if found["status"] != "finite":
         values = dict.fromkeys(values, np.nan)
-    return (
-        values
-        | {"status": status, "at_most": at_most}
-        | where
-        | {"epsilon": epsilon}
-    )
+    return values | {"at_most": at_most} | found | place
 
 
-def depth_correlation(table):
-    """Returns the statistic of claim C8, "higher modules are more sensitive".
+def _by_depth(table, kind, statistic, without):
+    """Returns a statistic of the modules' criticality, in order of depth.
+
+    What is ranked is the mean, over the models of a kind, of the ranks of their
+    modules: so each model counts the same, and infinity can be borne.
 
     Args:
         table: what `criticality` returns.
-
-    Returns:
-        `pandas.DataFrame`, one row per model, path and end point: kind, name,
-        path, end_point, correlation: Spearman's rank correlation of criticality
-        and depth over modules (blocks), in [-1, 1], NaN if all are equally
-        critical. Infeasible modules count as more critical than any number,
-        unbounded ones as their upper bound `at_most`.
+        kind: of model.
+        statistic: function of float [modules], in order of depth.
+        without: float, what it is if all modules are equal.
     """
-    modules = _ranked(table)
-    found = modules.groupby(_CASE, sort=False)[["depth", "rank"]].apply(
-        lambda rows: rows["rank"].corr(rows.depth.rank())
-    )
-    return found.rename("correlation").reset_index()
+    modules = _direct_to_final(table, kind)
+    ranks = modules.groupby("depth")["rank"].mean().sort_index()
+    if len(ranks) < 3:
+        raise UserError(
+            "A trend over depth needs three or more modules. Received: "
+            f"{', '.join(dict.fromkeys(modules.module))}."
+        )
+    if ranks.nunique() == 1:
+        return Value(without, "All modules are equally critical.")
+    return Value(float(statistic(ranks.to_numpy())), _bounds(modules))
 
 
 def path_agreement(table):
-    """Returns the statistic of claim C9, "the same pattern on all paths".
+    """Returns how alike the four paths of each model find its modules.
 
     Args:
         table: what `criticality` returns.
@@ -391,9 +497,11 @@ def path_agreement(table):
     Returns:
         `pandas.DataFrame`, one row per model: kind, name, paths (how many of
         the four differ: if the best epoch is the last, two), agreement: the
-        mean over their pairs of Spearman's rank correlation of the modules'
-        criticality, ranked as in `depth_correlation`; pairs of which one has
-        all modules equal are left out.
+        least, over their pairs, of Spearman's rank correlation of the modules'
+        (blocks') criticality, in [-1, 1]. Infeasible modules count as more
+        critical than any number, unbounded ones as their upper bound `at_most`.
+        A path on which all are equally critical has no pattern and agrees with
+        none: 0. NaN if there is but one path.
     """
     modules = _ranked(table)
     rows = []
@@ -402,35 +510,101 @@ def path_agreement(table):
             index="module", columns=["path", "epoch"], values="rank"
         )
         above = np.triu_indices(ranks.shape[1], 1)
-        pairs = ranks.corr().to_numpy()[above]
-        known = pairs[~np.isnan(pairs)]
-        agreement = float(np.mean(known)) if len(known) else np.nan
+        pairs = ranks.corr().fillna(0.0).to_numpy()[above]
+        agreement = min(pairs.tolist(), default=np.nan)
         rows.append((kind, name, ranks.shape[1], agreement))
     return pandas.DataFrame(
         rows, columns=["kind", "name", "paths", "agreement"]
     )
 
 
-def head_rank(table):
-    """Returns the statistic of claim C10, "fc is critical for P-T".
+def _least_agreement(table, kind):
+    """Returns the statistic of claim C9: the mean over models of a kind."""
+    own = _of_kind(table, kind)
+    agreement = path_agreement(own).agreement
+    if agreement.isna().any():
+        raise UserError(
+            f"The paths of a {kind} are one and the same. Received: no "
+            "checkpoint between its first and its last; keep some."
+        )
+    return Value(float(agreement.mean()), _bounds(_ranked(own)))
 
-    Args:
-        table: what `criticality` returns.
+
+def _heads(table):
+    """Returns how critical the last module of each P-T is.
 
     Returns:
-        `pandas.DataFrame`, one row per model, path and end point: kind, name,
-        path, end_point, share: of the other modules (blocks), those less
-        critical than the last one, in [0, 1], equals counting half; ranked as
-        in `depth_correlation`.
+        `pandas.DataFrame`, one row per model: ratio, of its mu to the median of
+        the other modules', and rank, 1 for the most critical of all. The ratio
+        is infinite for an infeasible head, 0 for one that may be set back to
+        its start without harm, and NaN if most others, too, are infeasible.
     """
-    modules = _ranked(table)
+    rows = []
+    for _, own in _direct_to_final(table, "P-T").groupby("name", sort=False):
+        last = own.depth.idxmax()
+        head, others = own.mu_or_infinity[last], own.drop(last)
+        median = others.mu_or_infinity.median()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.divide(head, median) if head else 0.0
+        rows.append((ratio, len(own) + 1 - own["rank"][last]))
+    return pandas.DataFrame(rows, columns=["ratio", "rank"])
 
-    def share(rows):
-        head = rows.loc[rows.depth.idxmax(), "rank"]
-        return (head - 1) / (len(rows) - 1) if len(rows) > 1 else np.nan
 
-    found = modules.groupby(_CASE, sort=False)[["depth", "rank"]].apply(share)
-    return found.rename("share").reset_index()
+def _head_over_median(table):
+    """Returns the statistic of claim C10: the geometric mean over P-Ts."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = np.exp(np.log(_heads(table).ratio).mean(skipna=False))
+    if np.isnan(value):
+        raise UserError(
+            "The head's criticality over the median module's is infinity over "
+            "infinity, or infinite for one P-T and 0 for another. Received: "
+            "modules that are infeasible; bind smaller criticality.sigmas."
+        )
+    return Value(float(value), _bounds(_direct_to_final(table, "P-T")))
+
+
+def _ranked(table):
+    """Returns the rows of blocks, with their rank by criticality.
+
+    Beside rank, 1 for the least critical, mu_or_infinity is what is ranked:
+    infinite for the infeasible, the upper bound for the unbounded.
+    """
+    blocks = table[(table.level == "block") & (table.module != TOTAL)]
+    infeasible = blocks.status == "infeasible"
+    order = blocks.at_most.where(~infeasible, np.inf)
+    rank = order.groupby([blocks[c] for c in _CASE], sort=False).rank()
+    return blocks.assign(rank=rank, mu_or_infinity=order)
+
+
+def _of_kind(table, kind):
+    own = table[(table.kind == kind) & (table.level == "block")]
+    if not len(own):
+        raise UserError(
+            f"Criticality of modules of {kind}s is asked for. Received: "
+            f"{', '.join(dict.fromkeys(table.kind + ', ' + table.level))}."
+        )
+    return own
+
+
+def _direct_to_final(table, kind):
+    """Returns the ranked rows of the direct path to the final weights."""
+    own = _ranked(_of_kind(table, kind))
+    return own[(own.path == "direct") & (own.end_point == "final")]
+
+
+def _bounds(modules):
+    """Returns what is to be said of modules whose mu is not known."""
+    counts = modules.status.value_counts()
+    words = {
+        "unbounded": "enter with an upper bound",
+        "infeasible": "as infinitely critical",
+    }
+    told = [
+        f"{counts[status]} {text}"
+        for status, text in words.items()
+        if status in counts
+    ]
+    return f"Of {len(modules)} modules, {', '.join(told)}." if told else ""
 
 
 def _check_grid(positions, sigmas):
@@ -467,8 +641,9 @@ def _measure(module_loss, paths, wanted, seeds, evaluations, description):
         description: str.
 
     Returns:
-        {(path, part): `pandas.DataFrame` with columns a, sigma, distance, error
-        and standard_error}, without those that want nothing.
+        {(path, part): `pandas.DataFrame` with columns a, sigma, distance,
+        error, standard_error, and NaN for fresh draws}, without those that want
+        nothing.
     """
     wanted = {key: points for key, points in wanted.items() if points}
     if not wanted:
@@ -523,7 +698,8 @@ def _rows(points, distances, num_draws, values):
         rows.append(
             (a, sigma, distance, drawn.mean(), deviation / np.sqrt(count))
         )
-    return pandas.DataFrame(rows, columns=_GRID_COLUMNS)
+    nothing = dict.fromkeys(_FRESH_COLUMNS, np.nan)
+    return pandas.DataFrame(rows, columns=_GRID_COLUMNS).assign(**nothing)
 
 
 def _corners(paths, wanted):
@@ -533,8 +709,7 @@ def _corners(paths, wanted):
         vectors: the end point, then each path's corners in turn.
         places: {path: {a: position among the vectors}}, 0 always included.
     """
-    some = next(iter(paths.values()))
-    vectors, places = [some[len(some) - 1]], {}
+    vectors, places = [_end_point(paths)], {}
     for path in dict.fromkeys(path for path, _ in wanted):
         own = {a for (p, _), ps in wanted.items() if p == path for a, _ in ps}
         # A corner, and not a point 1e-16 beside it.
@@ -550,6 +725,12 @@ def _corners(paths, wanted):
             a: offset + needed.index(int(t)) + t % 1 for a, t in on_path.items()
         }
     return vectors, places
+
+
+def _end_point(paths):
+    """Returns the weight vector in which all paths end."""
+    some = next(iter(paths.values()))
+    return some[len(some) - 1]
 
 
 def _distances(module_loss, part, vectors, places, origin):
@@ -571,14 +752,17 @@ def _distances(module_loss, part, vectors, places, origin):
 
 def _refined(grid, epsilon):
     """Returns the points (a, sigma) that refine a grid around its minimum."""
+    noisy = grid[grid.sigma > 0]
     best = smallest(grid, epsilon)
-    if best["status"] == "infeasible" or best["at_most"] == 0:
+    if best["at_most"] == 0:
         return []
+    if best["status"] == "infeasible":
+        best |= {"a": 1.0, "sigma": noisy.sigma.min()}
     positions = np.unique(grid.a)
     i = np.searchsorted(positions, best["a"])
     # At an end, the neighbour is the point itself.
     near = positions[[max(i - 1, 0), i, min(i + 1, len(positions) - 1)]]
-    logs = np.log(np.unique(grid.sigma[grid.sigma > 0]))
+    logs = np.log(np.unique(noisy.sigma))
     j = np.searchsorted(logs, np.log(best["sigma"]))
     below = logs[j - 1] if j > 0 else 3 * logs[0] - 2 * logs[1]
     above = logs[j + 1] if j + 1 < len(logs) else 3 * logs[-1] - 2 * logs[-2]
@@ -593,20 +777,22 @@ def _refined(grid, epsilon):
     ]
 
 
-def _tables(named, paths, minima, grids):
+def _tables(named, paths, minima, grids, sizes):
     """Returns the two tables of `module_criticality`."""
     table, grid = [], []
+    measured = (*_GRID_COLUMNS, *_FRESH_COLUMNS)
     for path, (level, own) in itertools.product(paths, named.items()):
         rows = []
         for depth, (module, part) in enumerate(own.items()):
             labels = {"path": path, "level": level}
             labels |= {"module": module, "depth": float(depth)}
-            rows.append(labels | minima[path, part])
+            size = {"parameters": sizes[part]}
+            rows.append(labels | size | minima[path, part])
             # Labels first.
             grid.append(
                 grids[path, part].assign(
                     **labels, epsilon=minima[path, part]["epsilon"]
-                )[[*labels, "refinement", *_GRID_COLUMNS, "epsilon"]]
+                )[[*labels, "refinement", *measured, "epsilon"]]
             )
         table += [*rows, _total(rows)]
     return pandas.DataFrame(table), pandas.concat(grid, ignore_index=True)
@@ -618,23 +804,19 @@ def _total(rows):
     worst = [s for s in ("infeasible", "unbounded") if s in statuses]
     sums = {
         column: sum(row[column] for row in rows)
-        for column in ("mu", "low", "high", "at_most")
+        for column in (
+            *("mu", "low", "high", "at_most"),
+            *("parameters", "turned_down"),
+        )
     }
+    nowhere = ("a", "sigma", "distance", *_FRESH_COLUMNS)
     return (
         rows[0]
         | {"module": TOTAL, "depth": np.nan}
-        | dict.fromkeys(("a", "sigma", "distance"), np.nan)
+        | dict.fromkeys(nowhere, np.nan)
         | sums
         | {"status": (worst or ["finite"])[0]}
     )
-
-
-def _ranked(table):
-    """Returns the rows of blocks, with their rank by criticality."""
-    blocks = table[(table.level == "block") & (table.module != TOTAL)]
-    order = blocks.at_most.where(blocks.status != "infeasible", np.inf)
-    rank = order.groupby([blocks[c] for c in _CASE], sort=False).rank()
-    return blocks.assign(rank=rank)
 
 
 def _first_module_figure(grid):
@@ -740,14 +922,14 @@ def _bar_figure(table):
     table = table[
         (table.level == table.level.iloc[0]) & (table.module != TOTAL)
     ]
-    positive = table.at_most[(table.at_most > 0) & (table.status == "finite")]
+    positive = table.at_most[table.at_most > 0]
     low, high = (
         (positive.min() / 10, positive.max() * 10)
         if len(positive)
         else (0.1, 10.0)
     )
-    heights = table.mu.where(table.status == "finite", high).clip(lower=low)
-    table = table.assign(height=heights)
+    # What is infeasible has no bound.
+    table = table.assign(height=table.at_most.fillna(high).clip(lower=low))
     kinds, modules = (
         list(dict.fromkeys(table[column])) for column in ("kind", "module")
     )
@@ -766,7 +948,7 @@ def _bar_figure(table):
     axes[0][0].legend(fontsize="small")
     figure.suptitle(
         "Criticality by depth: median and every model\n(dotted: 0, below, and "
-        "infeasible or unbounded, above)",
+        "infeasible, above; hollow: an upper bound)",
         fontsize="medium",
     )
     return figure
@@ -786,11 +968,14 @@ def _bars(axes, table, kinds, modules):
             alpha=0.5,
             label=kind,
         )
-        axes.plot(
-            x[own.depth.astype(int)],
-            own.height,
-            "o",
-            color=colour(kind),
-            markersize=3,
-        )
+        for bounded in (True, False):
+            dots = own[(own.status != "unbounded") == bounded]
+            axes.plot(
+                x[dots.depth.astype(int)],
+                dots.height,
+                "o",
+                color=colour(kind),
+                markerfacecolor=colour(kind) if bounded else "white",
+                markersize=3,
+            )
     axes.set_xticks(range(len(modules)), modules, rotation=90)
