@@ -390,16 +390,16 @@ def _draw_p(axes, own, column):
     """Draws one column of P by its epoch, filled markers in the basin."""
     epochs, inside = own.epoch.astype(str), own.in_basin
     axes.plot(epochs, own[column], color=colour("P"))
-    for chosen, style, label in (
-        (inside, "full", "in the basin"),
-        (~inside, "none", "outside"),
+    for chosen, filled, label in (
+        (inside, colour("P"), "in the basin"),
+        (~inside, "white", "outside"),
     ):
         axes.plot(
             epochs[chosen],
             own[column][chosen],
             "o",
             color=colour("P"),
-            fillstyle=style,
+            markerfacecolor=filled,
             markersize=5,
             label=label,
             clip_on=False,
