@@ -3,10 +3,12 @@
 import functools
 import inspect
 import os
+from typing import Literal
 
 import gin
 import numpy as np
 
+from keras_transfer.config import schema
 from keras_transfer.data import sources
 from keras_transfer.data.arrays import fit_array
 from keras_transfer.data.cache import Images
@@ -42,21 +44,21 @@ def load(
     resize: int | None = None,
     data_dir: str | None = None,
     num_train: int | None = None,
-    seed: int = 0,
+    seed: schema.Seed = 0,
     mean: float | tuple | None = None,
     std: float | tuple | None = None,
     shuffle: str | None = None,
     block_size: int | None = None,
-    shuffle_seed: int = 1234,
+    shuffle_seed: schema.Seed = 1234,
     on_damaged: str = "error",
     memory_budget: float = 4.0,
     cache_dir: str | None = None,
-    keep: str | None = None,
+    keep: Literal["decoded", "encoded"] | None = None,
     train_split: str = "train",
     test_split: str | None = None,
     split_size: int | None = None,
-    split_seed: int = 0,
-    max_pixels: int = MAX_PIXELS,
+    split_seed: schema.Seed = 0,
+    max_pixels: schema.Count = MAX_PIXELS,
 ) -> Dataset:
     """Loads a dataset by name.
 
@@ -134,6 +136,7 @@ def load(
         data_dir = os.path.abspath(user_path(data_dir, "load.data_dir"))
         arguments["data_dir"] = data_dir
     source = sources.find(name)
+    schema.check_arguments(load, arguments)
     _check_arguments(source, **arguments)
     found = source.call(source.find, arguments)
     fit = _fit(found, source, image_size, channels, resize, keep)
@@ -220,33 +223,9 @@ def _check_arguments(
     image_size,
     channels,
     resize,
-    keep,
-    seed,
-    shuffle_seed,
-    split_seed,
-    max_pixels,
     **others,
 ):
     check_sizes(image_size, resize, channels)
-    if max_pixels < 1:
-        raise UserError(
-            f"An image has at least 1 pixel. Received: max_pixels={max_pixels}."
-        )
-    seeds = {
-        "seed": seed,
-        "shuffle_seed": shuffle_seed,
-        "split_seed": split_seed,
-    }
-    for parameter, value in seeds.items():
-        if not 0 <= value < 2**32:
-            raise UserError(
-                "NumPy's seeds are from 0 to 2**32 - 1. Received: "
-                f"{parameter}={value}."
-            )
-    if keep not in (None, "decoded", "encoded"):
-        raise UserError(
-            f"keep must be 'decoded' or 'encoded'. Received: keep={keep!r}."
-        )
     if source.fit == "xray" and resize is not None:
         raise UserError(
             f"The images of {name!r} are resized to image_size, nothing is "

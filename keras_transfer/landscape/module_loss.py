@@ -56,7 +56,7 @@ _SECONDS_PER_PASS = 60.0
 _LEAST_PER_PASS = 16
 # As many perturbations go through a network together as keep what lies between
 # two modules within so many bytes, which a processor's caches hold.
-_BYTES_TOGETHER = 8 * 2**20
+_BYTES_TOGETHER = 32 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

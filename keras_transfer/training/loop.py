@@ -1,8 +1,9 @@
 """Training one model, from a configuration to a run directory."""
 
 import contextlib
+import os
 import time
-from typing import Annotated
+from typing import Annotated, Literal
 
 import gin
 import numpy as np
@@ -38,18 +39,18 @@ def train(
     work_dir,
     model: factories.MakesModel = gin.REQUIRED,
     dataset: factories.MakesDataset = gin.REQUIRED,
-    epochs: int = gin.REQUIRED,
-    batch_size: int = gin.REQUIRED,
+    epochs: schema.Count = gin.REQUIRED,
+    batch_size: schema.Count = gin.REQUIRED,
     schedule: factories.MakesSchedule = gin.REQUIRED,
     optimizer: factories.MakesOptimizer = SGD,
     augmentation: tuple = (),
-    mixup_alpha: float = 0.0,
-    pretrained: str | None = None,
+    mixup_alpha: schema.NotNegative = 0.0,
+    pretrained: str | os.PathLike | None = None,
     pretrained_epoch: str | int = "last",
-    seed: int = 0,
+    seed: schema.Seed = 0,
     strategy: factories.MakesStrategy = default_strategy,
-    eval_batch_size: int = 256,
-    keep_epochs: str | tuple[int, ...] = "all",
+    eval_batch_size: schema.Count = 256,
+    keep_epochs: Literal["all"] | tuple[int, ...] = "all",
     dtype_policy: str = "float32",
     jit_compile: bool | None = None,
     trained_modules: TrainedModules | None = None,
@@ -106,7 +107,7 @@ def train(
             not fit, the model would not be read back as it is, or the loss is
             no longer finite.
     """
-    setup.check_arguments(epochs, eval_batch_size, mixup_alpha, keep_epochs)
+    schema.check_arguments(train, locals())
     run = Run(work_dir)
     source = setup.pretrained_source(pretrained, pretrained_epoch)
     with cluster.joining():

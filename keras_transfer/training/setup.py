@@ -17,27 +17,6 @@ from keras_transfer.runs import Run, architecture
 _KEPT_BYTES = 2**28
 
 
-def check_arguments(epochs, eval_batch_size, mixup_alpha, keep_epochs):
-    """Checks arguments of `train` that nothing else would."""
-    counts = {"epochs": epochs, "eval_batch_size": eval_batch_size}
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise UserError(
-                f"train.{name} must be a whole number of at least 1. "
-                f"Received: {value!r}"
-            )
-    if not 0 <= mixup_alpha < math.inf:
-        raise UserError(
-            "train.mixup_alpha must be 0 (no mixup) or positive, and finite. "
-            f"Received: {mixup_alpha!r}"
-        )
-    if keep_epochs != "all" and not isinstance(keep_epochs, list | tuple):
-        raise UserError(
-            'train.keep_epochs must be "all" or a list of epochs. '
-            f"Received: {keep_epochs!r}"
-        )
-
-
 @contextlib.contextmanager
 def dtype_policy(name):
     """Has models made in the block under a Keras dtype policy.
