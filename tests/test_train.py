@@ -740,8 +740,8 @@ def test_modules_in_lists_are_frozen(tmp_path, digits):
             {"trained_modules": ("fc", "head")},
             r"conv1, layer1.0, layer2.0, fc. Received: head\.",
         ),
-        ({"trained_modules": ()}, "a module that has weights to train"),
-        ({"trained_modules": "fc"}, "Received: f, c"),
+        ({"trained_modules": ()}, "must .*Received: "),
+        ({"trained_modules": "fc"}, "must .*Received: "),
     ],
 )
 def test_modules_that_cannot_be_trained_are_a_sentence(
