@@ -91,6 +91,36 @@ def prepare_keras():
     keras.config.set_image_data_format(_DATA_FORMAT)
 
 
+def use_threads(number):
+    """Has numerical libraries use so many threads, for the rest of the process.
+
+    A sum is added up in as many parts, and numbers depend on that. TensorFlow
+    can no longer be told when it has begun to compute; a warning says so.
+
+    Args:
+        number: int.
+    """
+    # Of libraries that are loaded later, and of those that are there.
+    os.environ["OMP_NUM_THREADS"] = str(number)
+    import tensorflow as tf
+    import threadpoolctl
+    from absl import logging
+
+    threadpoolctl.threadpool_limits(number)
+    variables = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(number)
+        tf.config.threading.set_inter_op_parallelism_threads(number)
+    except RuntimeError:
+        if any(os.environ.get(name) != str(number) for name in variables):
+            logging.warning(
+                "TensorFlow has begun to compute with another number of "
+                "threads than %d, and keeps it: numbers will not be the same "
+                "to the last bits. Do this first in a new process.",
+                number,
+            )
+
+
 def _show_error(kind, error, trace):
     """Shows what ends the process, Ctrl-C without a traceback."""
     if issubclass(kind, KeyboardInterrupt):

@@ -164,14 +164,14 @@ def differences(whole, killed):
             found.append(str(file.relative_to(whole)))
     for directory in sorted(whole.rglob("epoch-*")):
         other = killed / directory.relative_to(whole)
-        if not _same_arrays(directory, other):
+        if not same_arrays(directory, other):
             found.append(str(directory.relative_to(whole)))
     if not (killed / "report.html").is_file():
         found.append("report.html")
     return found
 
 
-def _same_arrays(first, second):
+def same_arrays(first, second):
     """Returns whether two checkpoints hold the same weights and the rest."""
     names = {path.name for path in first.iterdir()}
     if not second.is_dir() or {p.name for p in second.iterdir()} != names:

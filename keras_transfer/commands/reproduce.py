@@ -9,10 +9,14 @@ nothing that was finished; a run whose directory is removed is done again, with
 what depends on it. --dry_run prints the plan: runs, analyses, what each needs,
 and an estimate of compute.
 
---executor=ray has runs and analyses done side by side, on this machine or on
-the cluster at --ray_address, which must see --work_dir and the data under the
-same paths; 'OnRay.cpus_per_job' and 'OnRay.gpus_per_job' are what each is
-given.
+Runs and analyses are done side by side, each with as many threads as
+'Study.threads' says: its numbers do not depend on how many cores there are.
+'Workers.num_workers' are done at a time; without it, as many as the cores have
+threads for, and one on each GPU, or 'Workers.jobs_per_gpu'.
+
+--executor=ray has them done on the cluster at --ray_address, which must see
+--work_dir and the data under the same paths; 'OnRay.cpus_per_job' and
+'OnRay.gpus_per_job' are what each is given.
 """
 
 from absl import flags
@@ -32,8 +36,8 @@ def define_flags():
         "executor",
         "local",
         ["local", "ray"],
-        "What carries out runs and analyses: this process, one after the "
-        "other, or Ray (pip install 'keras_transfer[ray]'), many at a time.",
+        "What carries out runs and analyses, many at a time: processes of this "
+        "machine, or Ray (pip install 'keras_transfer[ray]').",
     )
     flags.DEFINE_string(
         "ray_address",
@@ -45,7 +49,7 @@ def define_flags():
 
 def main(work_dir, dry_run, executor, ray_address):
     """Reproduces a study, or prints its plan."""
-    from keras_transfer.study import InTurn, OnRay, Study, plan_text
+    from keras_transfer.study import OnRay, Study, Workers, plan_text
     from keras_transfer.study.reproduce import reproduce
 
     app.parse_gin()
@@ -53,7 +57,10 @@ def main(work_dir, dry_run, executor, ray_address):
     if dry_run:
         print(plan_text(study, work_dir))
         return
-    chosen = InTurn() if executor == "local" else OnRay(ray_address)
+    if executor == "local":
+        chosen = Workers(study.threads)
+    else:
+        chosen = OnRay(ray_address, study.threads)
     reproduce(study, work_dir, _Telling(chosen))
 
 

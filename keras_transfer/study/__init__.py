@@ -8,6 +8,7 @@ from keras_transfer.study.ray_executor import OnRay
 from keras_transfer.study.report import Report, write_report
 from keras_transfer.study.runner import Runner
 from keras_transfer.study.tasks import InTurn
+from keras_transfer.study.workers import Workers
 
 __all__ = [
     "InTurn",
@@ -16,6 +17,7 @@ __all__ = [
     "Runner",
     "Study",
     "Task",
+    "Workers",
     "plan_text",
     "write_report",
 ]

@@ -8,15 +8,12 @@ import urllib.parse
 
 import gin
 
-from keras_transfer import memory
+from keras_transfer import environment, memory
+from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 from keras_transfer.study import tasks
 from keras_transfer.training.interruption import DeferredSignals
 
-# A lost worker's process may live on for a while, and hold its directory.
-_SECONDS_FOR_LOCK = 120.0
-# What a cancelled job may take to save what it has done.
-_SECONDS_TO_STOP = 30.0
 # How soon a signal is answered.
 _SECONDS_BETWEEN_CHECKS = 0.5
 _SEVERAL_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -33,13 +30,15 @@ class OnRay:
     whose worker or machine is lost is tried again elsewhere and goes on from
     what it has saved.
 
-    The same machine gives the same bits as `InTurn`; sums on the CPU depend on
-    the number of its cores.
+    With the same number of threads it gives the same bits as `InTurn`.
 
     Args:
         address: str of a running cluster, such as "auto" or "HOST:6379"; None
             to start one on this machine that ends with the study.
-        cpus_per_job: float, CPU cores that a job keeps from others.
+        threads: int, that a job's worker computes with; None for as many as
+            its machine has cores.
+        cpus_per_job: float, CPU cores that a job keeps from others; None for
+            one a thread.
         gpus_per_job: float, GPUs, of which a job then sees no others.
         max_retries: int, how often a job is tried again when its worker is
             lost.
@@ -51,20 +50,22 @@ class OnRay:
     def __init__(
         self,
         address=None,
-        cpus_per_job: float = 1.0,
+        threads: schema.Count | None = None,
+        cpus_per_job: float | None = None,
         gpus_per_job: float = 0.0,
         max_retries: int = 3,
     ):
         self.running = {}
         self.is_full = False
         self._address = address
-        self._cpus = cpus_per_job
+        self._threads = threads
+        self._cpus = cpus_per_job or float(threads or 1)
         self._gpus = gpus_per_job
         self._max_retries = max_retries
         self._references = {}
 
     def __enter__(self):
-        self._ray = _connected(self._address)
+        self._ray = _connected(self._address, self._threads)
         self._check_resources()
         remote = self._ray.remote(
             num_cpus=self._cpus,
@@ -84,14 +85,14 @@ class OnRay:
             self._ray.wait(
                 references,
                 num_returns=len(references),
-                timeout=_SECONDS_TO_STOP,
+                timeout=tasks.SECONDS_TO_STOP,
             )
         self._ray.shutdown()
 
     def submit(self, job):
         """Takes a job, to be run when there is room for it."""
         self.running[job.name] = job
-        self._references[self._work.remote(job)] = job
+        self._references[self._work.remote(job, self._threads)] = job
 
     def wait(self):
         """Waits for one of the jobs to end; returns its name.
@@ -108,13 +109,12 @@ class OnRay:
         except errors.RayTaskError as error:
             raise error.cause from error
         except errors.RayError as error:
-            tasks.record_failure(
+            tasks.record_loss(
                 job,
-                f"Its worker was lost {self._max_retries + 1} times, which is "
-                "all that OnRay.max_retries allows. Most likely it has too "
-                "little memory; raise OnRay.cpus_per_job, so that fewer jobs "
-                f"share a machine. Ray said: {error}",
-                _SECONDS_FOR_LOCK,
+                "OnRay",
+                self._max_retries,
+                "raise OnRay.cpus_per_job, so that fewer jobs share a machine. "
+                f"Ray said: {error}",
             )
         return job.name
 
@@ -149,8 +149,13 @@ class OnRay:
                 )
 
 
-def _connected(address):
-    """Returns the module `ray`, connected to a cluster."""
+def _connected(address, threads):
+    """Returns the module `ray`, connected to a cluster.
+
+    Args:
+        address: str or None, see `OnRay`.
+        threads: int that libraries use in workers; None for as many as here.
+    """
     # Ray would report its use to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -161,10 +166,10 @@ def _connected(address):
         raise UserError(
             "--executor=ray needs Ray. Install it with pip install "
             "'keras_transfer[ray]', or leave --executor out to run everything "
-            "in this process."
+            "on this machine."
         ) from error
-    # Libraries shall use as many threads as without Ray: it decides their sums.
-    threads = os.environ.get("OMP_NUM_THREADS", "")
+    # Ray has a mind of its own about them, and they decide sums.
+    number = threads or os.environ.get("OMP_NUM_THREADS", "")
     arguments = (
         {}
         if address
@@ -178,7 +183,7 @@ def _connected(address):
             address or "local",
             log_to_driver=False,
             logging_level="ERROR",
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(number)}},
             **arguments,
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -215,7 +220,9 @@ def _check_listens(address):
         socket.create_connection(place, _SECONDS_TO_REACH).close()
 
 
-def _run_in_worker(job):
+def _run_in_worker(job, threads):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     memory.keep_freed()
-    tasks.run_job(job, seconds=_SECONDS_FOR_LOCK)
+    if threads:
+        environment.use_threads(threads)
+    tasks.run_job(job, seconds=tasks.SECONDS_FOR_LOCK)

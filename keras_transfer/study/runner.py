@@ -60,12 +60,13 @@ class Runner:
         self.tasks = tasks
         self._by_name = {task.name: task for task in tasks}
         self._configs = {}
+        self._priorities = {}
         for task in tasks:
             self._configs[task.name] = _read(task)
             on_read(task)
         gin.clear_config()
 
-    def run(self, executor=None):
+    def run(self, executor=None, costs=None):
         """Runs what is not finished.
 
         A task is begun when those that it needs are finished. One that fails
@@ -73,8 +74,11 @@ class Runner:
         time.
 
         Args:
-            executor: what runs the jobs, such as `OnRay`; None for `InTurn`,
+            executor: what runs the jobs, such as `Workers`; None for `InTurn`,
                 in this process.
+            costs: {task: what it costs, None if not known}. Of the tasks that
+                can be begun, that with the costliest chain of others behind it
+                comes first; without costs, that which the plan has first.
 
         Returns:
             list of `Outcome`, one per task.
@@ -83,6 +87,7 @@ class Runner:
             UserError: if a task's directory holds what is not the study's.
         """
         self.check_free()
+        self._priorities = self._costs_to_the_end(costs or {})
         outcomes = {}
         with (
             executor or tasks.InTurn() as executor,
@@ -99,6 +104,9 @@ class Runner:
                     bar.set_description(_abridged(executor.running))
                     name = executor.wait()
                     outcomes[name] = self._outcome(self._by_name[name])
+                    if outcomes[name].state == "failed":
+                        log = tasks.log_path(self.path / name)
+                        tqdm.write(f"{name} failed; see {log}.")
                     bar.update()
             bar.set_description("study")
         return [outcomes[task.name] for task in self.tasks]
@@ -128,9 +136,22 @@ class Runner:
         for task in self.tasks:
             tasks.check_ours(self.path / task.name)
 
+    def _costs_to_the_end(self, costs):
+        """Returns {task: cost of the costliest chain that begins with it}."""
+        behind = dict.fromkeys(self._by_name, 0.0)
+        found = {}
+        for task in reversed(self.tasks):
+            found[task.name] = behind[task.name] + (costs.get(task.name) or 0.0)
+            for name in task.needs:
+                behind[name] = max(behind[name], found[task.name])
+        return found
+
     def _submit_ready(self, executor, outcomes, bar):
         """Settles what need not be done, and submits what can be begun."""
-        for task in self.tasks:
+        # Still each after those it needs: of equals, as they are planned.
+        for task in sorted(
+            self.tasks, key=lambda task: -self._priorities[task.name]
+        ):
             if executor.is_full:
                 return
             if (
@@ -174,6 +195,7 @@ class Runner:
             "\n".join([self._configs[task.name], *here]),
             self._identity(task),
             tuple(map(os.path.abspath, sys.path)),
+            self._priorities[task.name],
         )
 
     def _identity(self, task):

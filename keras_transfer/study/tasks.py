@@ -14,13 +14,17 @@ import uuid
 import gin
 import keras
 from absl import logging
-from tqdm import tqdm
 
-from keras_transfer import config, files, reading
+from keras_transfer import config, environment, files, reading
 from keras_transfer.analysis.analyze import analyze
 from keras_transfer.errors import UserError
 from keras_transfer.manifest import Manifest
 from keras_transfer.training import train
+
+# A killed worker's process may live on for a while, and hold its directory.
+SECONDS_FOR_LOCK = 120.0
+# What a job that is stopped may take to save what it has done.
+SECONDS_TO_STOP = 30.0
 
 _RECORD = "task.json"
 _LOG = "error.log"
@@ -50,6 +54,8 @@ class Job:
             `Runner`).
         python_path: tuple of folders in which modules are looked for last; a
             worker must find those that the configuration imports.
+        priority: float, what is to be done until the last of those that wait
+            for it is finished; the largest is the most urgent.
     """
 
     name: str
@@ -57,6 +63,7 @@ class Job:
     config: str
     identity: dict
     python_path: tuple = ()
+    priority: float = 0.0
 
 
 def read_record(path):
@@ -78,10 +85,15 @@ def read_record(path):
         return {}
 
 
+def log_path(path):
+    """Returns where it is written why the task in a directory failed."""
+    return path / _LOG
+
+
 def read_log(path):
     """Returns why the task in a directory failed, "" if it did not."""
     try:
-        return (path / _LOG).read_text(encoding="utf-8", errors="replace")
+        return log_path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -264,10 +276,30 @@ def record_failure(job, reason, seconds=0.0):
         _write_failure(job, job.identity | {"seconds": spent}, f"{reason}\n")
 
 
+def record_loss(job, executor, retries, remedy):
+    """Records that a job has lost its worker each time that it was tried.
+
+    Args:
+        job: the `Job`.
+        executor: str, the name of a class with an argument `max_retries`.
+        retries: int, the value of that.
+        remedy: str, the rest of a sentence: what to do against want of memory.
+
+    Raises:
+        UserError: if another process works in the job's directory.
+    """
+    record_failure(
+        job,
+        f"Its worker was lost {retries + 1} times, which is all that "
+        f"{executor}.max_retries allows. Most likely it has too little memory; "
+        f"{remedy}",
+        SECONDS_FOR_LOCK,
+    )
+
+
 def _write_failure(job, record, log):
     files.write_text(job.path / _LOG, log)
     _write(job.path, record | {"state": "failed"})
-    tqdm.write(f"{job.name} failed; see {job.path / _LOG}.")
 
 
 def _write(path, record):
@@ -280,15 +312,25 @@ class InTurn:
     Like every executor, a context manager within which `submit` takes a `Job`
     and `wait` returns the name of one that has ended.
 
+    Args:
+        threads: int, that numerical libraries then have in this process (see
+            `environment.use_threads`); None to leave them as they are.
+        seconds: float, how long to wait for another process to leave a job's
+            directory.
+
     Attributes:
         running: {name: `Job`} of those that have not ended.
     """
 
-    def __init__(self):
+    def __init__(self, threads=None, seconds=0.0):
         self.running = {}
+        self._threads = threads
+        self._seconds = seconds
         self._loaded = None
 
     def __enter__(self):
+        if self._threads:
+            environment.use_threads(self._threads)
         return self
 
     def __exit__(self, *exception):
@@ -308,5 +350,5 @@ class InTurn:
         name, job = self.running.popitem()
         if job.identity["command"] == "train":
             self._loaded = None
-        self._loaded = run_job(job, self._loaded)
+        self._loaded = run_job(job, self._loaded, self._seconds)
         return name

@@ -1,0 +1,295 @@
+"""Jobs in processes of this machine, some of which are killed."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import commands
+import kill_study
+import pytest
+from test_study import ONE, TINY, tiny
+
+from keras_transfer.errors import UserError
+from keras_transfer.runs import Run
+from keras_transfer.study import InTurn, Runner, Workers, tasks
+
+# Long enough to be met at work: half a second or so an epoch.
+SLOW = TINY | {"train.epochs": 40, "load.num_train": 500, "train.batch_size": 2}
+FLAGS = [
+    f"--gin_file={commands.ROOT}/gin/study_digits.gin",
+    f"--gin_bindings=Study.bindings = {SLOW}",
+    "--gin_bindings=Study.source = {'load.num_train': 1000}",
+    "--gin_bindings=Study.targets = {'digits': {}}",
+    "--gin_bindings=Study.replications = 1",
+    "--gin_bindings=Study.block_sizes = []",
+    "--gin_bindings=Study.pretrained_epochs = []",
+    "--gin_bindings=Study.num_train = {}",
+    "--gin_bindings=Study.analyses_of_three = []",
+    "--gin_bindings=Study.analyses = ['distance.gin']",
+    "--gin_bindings=Workers.num_workers = 2",
+]
+
+# What jobs do: each is a module that its configuration imports.
+MODULES = {
+    "killed": "import os; os.kill(os.getpid(), 9)",
+    "threads": """
+import json, os, pathlib, threadpoolctl
+import numpy, scipy.linalg, sklearn.cluster, tensorflow as tf
+libraries = [info["num_threads"] for info in threadpoolctl.threadpool_info()]
+number = tf.config.threading
+pathlib.Path(__file__).with_suffix(".json").write_text(json.dumps([
+    number.get_intra_op_parallelism_threads(),
+    number.get_inter_op_parallelism_threads(),
+    int(os.environ["OMP_NUM_THREADS"]),
+    *libraries,
+]))
+print("Here\\nit is.")
+""",
+}
+
+
+def odd_job(directory, name):
+    """Returns a job that does what a module of `MODULES` does, and fails."""
+    (directory / f"{name}.py").write_text(MODULES[name])
+    return job_of(directory, name, f"import {name}\n", (str(directory),))
+
+
+def job_of(directory, name, config="", python_path=()):
+    identity = {"command": "train", "config": config, "needs": {}}
+    path = directory / "study" / name
+    return tasks.Job(name, path, config, identity, python_path)
+
+
+def test_a_killed_process_is_replaced(tmp_path, capsys):
+    foreign = tmp_path / "study" / "foreign"
+    foreign.mkdir(parents=True)
+    (foreign / "notes.txt").write_text("mine")
+    ended, refused = [], []
+    # Neither as many threads as there are cores nor as this process has.
+    with Workers(threads=3, num_workers=2, max_retries=1) as executor:
+        for name in MODULES:
+            executor.submit(odd_job(tmp_path, name))
+        executor.submit(job_of(tmp_path, "foreign"))
+        while executor.running:
+            try:
+                ended.append(executor.wait())
+            except UserError as error:
+                refused.append(str(error))
+    # What cannot be run keeps nothing else from it.
+    assert sorted(ended) == ["killed", "threads"]
+    assert len(refused) == 1 and "holds what no study has made" in refused[0]
+    log = tasks.read_log(tmp_path / "study" / "killed")
+    assert "worker was lost 2 times, which is all that Workers.max_r" in log
+    assert "The last was ended by SIGKILL" in log
+    record = tasks.read_record(tmp_path / "study" / "killed")
+    assert record["state"] == "failed"
+    threads = json.loads((tmp_path / "threads.json").read_text())
+    assert len(threads) > 3 and set(threads) == {3}
+    errors = capsys.readouterr().err.splitlines()
+    assert [line for line in errors if line.startswith("threads: ")] == [
+        "threads: Here",
+        "threads: it is.",
+    ]
+
+
+def test_a_process_that_ends_by_itself_is_not_replaced(tmp_path):
+    executor = Workers(max_retries=3)
+    assert not executor._begin_again(job_of(tmp_path, "ended"), 3)
+    log = tasks.read_log(tmp_path / "study" / "ended")
+    assert "Its process ended with status 3" in log
+
+
+def threads_here():
+    """Returns how many threads TensorFlow has in this process."""
+    told = os.environ.get("TF_NUM_INTRAOP_THREADS")
+    return int(told or len(os.sched_getaffinity(0)))
+
+
+def assert_same_results(path, other):
+    """Checks that two studies' directories hold the same tables and weights."""
+    tables = [
+        f for n in ("metrics", "distance") for f in path.rglob(f"{n}.csv")
+    ]
+    checkpoints = list(path.rglob("epoch-*"))
+    assert tables and checkpoints
+    for file in tables:
+        again = other / file.relative_to(path)
+        assert again.read_bytes() == file.read_bytes()
+    for file in checkpoints:
+        assert kill_study.same_arrays(file, other / file.relative_to(path))
+
+
+def test_same_bits_as_in_this_process(tmp_path):
+    # Two of the same kind of network at a time.
+    planned = tiny().tasks()[-3:-1]
+    for name, executor in (
+        ("turn", None),
+        ("workers", Workers(threads_here(), num_workers=2)),
+    ):
+        outcomes = Runner(tmp_path / name, planned).run(executor)
+        assert [o.state for o in outcomes] == ["finished"] * 2
+    assert_same_results(tmp_path / "turn", tmp_path / "workers")
+
+
+def descendants(process):
+    """Returns the ids of the processes that a process has started."""
+    parents = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            text = (path / "stat").read_text().rpartition(")")[2]
+        except OSError:
+            continue
+        state, parent = text.split()[:2]
+        if state != "Z":
+            parents[int(path.name)] = int(parent)
+    found, more = set(), {process}
+    while more:
+        more = {p for p, q in parents.items() if q in more}
+        found |= more
+    return found
+
+
+def wait_until_gone(processes, seconds=20):
+    end = time.monotonic() + seconds
+    while left := [p for p in processes if os.path.exists(f"/proc/{p}")]:
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
+
+
+def start_and_meet(path, **options):
+    """Starts the command; returns it and its processes once they have begun."""
+    flags = [*FLAGS, f"--work_dir={path}"]
+    process = commands.start("reproduce", *flags, **options)
+    runs = [Run(path / ONE / "runs" / name) for name in ("P", "digits/RI-T_0")]
+    while not all(1 in run.epochs() for run in runs):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    found = descendants(process.pid)
+    assert len(found) >= 2
+    return process, found
+
+
+def test_the_command_is_stopped_with_its_processes(tmp_path):
+    process, found = start_and_meet(tmp_path / "study")
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    _, errors = process.communicate()
+    assert process.returncode == 143, errors
+    assert time.monotonic() - began < tasks.SECONDS_TO_STOP
+    assert "Traceback" not in errors
+    wait_until_gone(found)
+    assert not list((tmp_path / "study").rglob(".lock"))
+    # What was in progress is there.
+    assert len(list(tmp_path.rglob(".epoch-*.partial"))) == 2
+
+
+@pytest.mark.long
+def test_processes_end_with_the_command_however_that_ends(tmp_path):
+    process, found = start_and_meet(tmp_path / "study")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_until_gone(found)
+    assert len(list(tmp_path.rglob(".epoch-*.partial"))) == 2
+    # Ctrl-C in a terminal comes to all that run in it.
+    process, found = start_and_meet(tmp_path / "again", start_new_session=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    wait_until_gone(found)
+    assert len(list((tmp_path / "again").rglob(".epoch-*.partial"))) == 2
+
+
+class Watched(Workers):
+    """Calls a function before it waits for a job, until that returns True."""
+
+    def __init__(self, *arguments, watch, **options):
+        super().__init__(*arguments, **options)
+        self._watch = watch
+
+    def _begin_jobs(self):
+        super()._begin_jobs()
+        while not self._watch():
+            time.sleep(0.02)
+        self._watch = lambda: True
+
+
+@pytest.mark.long
+def test_nothing_of_a_killed_process_is_to_be_seen(tmp_path):
+    study = tiny(bindings=SLOW | {"train.epochs": 4}, source={})
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    doomed = Run(killed / ONE / "runs/P")
+
+    def kill_once():
+        if 2 not in doomed.epochs():
+            return False
+        lock = json.loads((doomed.path / ".lock").read_text())
+        os.kill(lock["process"], signal.SIGKILL)
+        written.append((doomed.checkpoints_path / "epoch-0002").stat())
+        return True
+
+    written = []
+    executor = Watched(1, num_workers=2, watch=kill_once)
+    outcomes = Runner(killed, study.tasks()).run(executor)
+    assert {outcome.state for outcome in outcomes} == {"finished"}
+    # It went on from what it had saved.
+    after = (doomed.checkpoints_path / "epoch-0002").stat()
+    assert after.st_mtime_ns == written[0].st_mtime_ns
+    # One thread in turn, in a process of its own: this one may have others.
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from keras_transfer import environment\n"
+        "environment.prepare(); environment.prepare_keras()\n"
+        "from keras_transfer.study import InTurn, Runner\n"
+        "from test_workers import SLOW, tiny\n"
+        "study = tiny(bindings=SLOW | {'train.epochs': 4}, source={})\n"
+        "Runner(sys.argv[2], study.tasks()).run(InTurn(threads=1))\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, commands.ROOT / "tests", whole],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(commands.ROOT)},
+    )
+    assert_same_results(whole, killed)
+
+
+class Noting(InTurn):
+    """Runs nothing; notes what it is given, as one that takes all at once."""
+
+    is_full = False
+
+    def __init__(self):
+        super().__init__()
+        self.submitted = []
+
+    def submit(self, job):
+        super().submit(job)
+        self.submitted.append(job)
+
+    def wait(self):
+        name, job = self.running.popitem()
+        tasks.record_failure(job, "It was refused.")
+        return name
+
+
+def test_the_costliest_chain_comes_first(tmp_path):
+    planned = tiny().tasks()
+    costs = dict.fromkeys((task.name for task in planned), 1.0)
+    costs |= {planned[0].name: 0.5, planned[-1].name: 10.0}
+    costs |= {planned[4].name: 5.0, planned[3].name: None}
+    executor = Noting()
+    Runner(tmp_path, planned).run(executor, costs)
+    found = [
+        (pathlib.Path(j.name).name, j.priority) for j in executor.submitted
+    ]
+    # RI-Ts and the analysis; P, a P-T and the analysis; an RI-T of no cost.
+    assert found == [("RI-T_1", 15.0), ("P", 11.5), ("RI-T_0", 10.0)]
+    # Without costs, as they are planned.
+    executor = Noting()
+    Runner(tmp_path, planned).run(executor)
+    names = [pathlib.Path(job.name).name for job in executor.submitted]
+    assert names == ["P", "RI-T_0", "RI-T_1"]
