@@ -79,6 +79,7 @@ def test_tasks_come_after_what_they_need():
         block_sizes=(1, 8, "pixels"),
         pretrained_epochs=(0,),
         num_train={50: {}, 100: {}},
+        analyses_of_one=("rewinding.gin",),
         analyses_of_three=("plane.gin",),
     )
     seen = set()
@@ -99,6 +100,7 @@ def test_tasks_come_after_what_they_need():
             "label_efficiency",
             "plane",
             "pretraining",
+            "rewinding",
         )
     }
 
@@ -138,6 +140,7 @@ def test_tasks_bind_what_the_study_says():
         pretrained_epochs=(0,),
         num_train={70: {"train.epochs": 3}},
         targets={"digits": {"load.num_train": 50, "RI-T": {"train.epochs": 9}}},
+        analyses_of_one=("rewinding.gin",),
     )
     tasks = {task.name: task for task in study.tasks()}
     fine_tuned = tasks[f"{ONE}/runs/digits/P-T_1"].bindings
@@ -161,6 +164,11 @@ def test_tasks_bind_what_the_study_says():
     assert frozen.bindings["train.epochs"] == 3
     assert frozen.needs == (f"{ONE}/runs/P",)
     sweep = tasks[f"{ONE}/analyses/digits/pretraining"]
+    one = tasks[f"{ONE}/analyses/digits/rewinding"]
+    assert one.bindings["Models.models"] == {
+        kind: [DirectoryOf(f"{ONE}/runs/digits/{kind}_0")]
+        for kind in ("P-T", "RI-T")
+    }
     names = ("from_epoch_0/P-T", "P-T_0", "P-T_1")
     assert sweep.bindings["Models.models"] == {
         "P-T": [DirectoryOf(f"{ONE}/runs/digits/{name}") for name in names]
@@ -369,8 +377,9 @@ def test_the_command_prints_the_plan(tmp_path):
         "--dry_run",
     )
     assert status == 0, errors
-    assert f"{ONE}/runs/digits/blocks_16/RI-T_2" in output
-    assert "34 runs and 11 analyses" in output
+    assert f"{ONE}/runs/digits/blocks_12/RI-T" in output
+    assert "All 8 replications are like this one." in output
+    assert "249 runs and 98 analyses" in output
     assert not (tmp_path / "study").exists()
 
 

@@ -98,6 +98,9 @@ class Study:
         num_train: {number of training images: {parameter: value}}, what is
             bound for the runs on so many. Empty for no sweep.
         analyses: gin files, each run on every target's P-Ts and RI-Ts.
+        analyses_of_one: gin files, each run on one P-T and one RI-T of every
+            target: of dear analyses more replications tell more than more
+            models.
         analyses_of_three: gin files, each run on three P-Ts of every target, in
             the first replication alone.
         bindings: {parameter: value} bound for every run.
@@ -122,6 +125,7 @@ class Study:
     pretrained_epochs: tuple[int, ...] = ()
     num_train: dict = dataclasses.field(default_factory=dict)
     analyses: tuple[str, ...] = ()
+    analyses_of_one: tuple[str, ...] = ()
     analyses_of_three: tuple[str, ...] = ()
     bindings: dict = dataclasses.field(default_factory=dict)
     analysis_bindings: dict = dataclasses.field(default_factory=dict)
@@ -140,9 +144,10 @@ class Study:
         _check_distinct("pretrained_epochs", self.pretrained_epochs)
         _check_least("pretrained_epochs", self.pretrained_epochs, 0)
         _check_least("num_train", tuple(self.num_train), 1)
-        _check_distinct("analyses", tuple(map(_name_of, self.analyses)))
-        of_three = (*self.analyses, *self.analyses_of_three)
-        _check_distinct("analyses_of_three", tuple(map(_name_of, of_three)))
+        planned = ()
+        for name in ("analyses", "analyses_of_one", "analyses_of_three"):
+            planned += tuple(map(_name_of, getattr(self, name)))
+            _check_distinct(name, planned)
         _check_sizes(self.num_images)
 
     def tasks(self):
@@ -186,6 +191,10 @@ class _Replication:
             tasks += models[target]
         for target, own in models.items():
             tasks += [self._analysis(target, f, own) for f in study.analyses]
+            first = [task for task in own if task.name.endswith("_0")]
+            tasks += [
+                self._analysis(target, f, first) for f in study.analyses_of_one
+            ]
             if study.block_sizes:
                 tasks += self._block_sweep(target)
             if study.pretrained_epochs:
