@@ -4,6 +4,7 @@ What it needs is imported when it begins to work: which devices libraries see,
 and how many threads they use, is settled before.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -48,7 +49,9 @@ def main(jobs, output, threads, variables, verbosity):
     memory.keep_freed()
     signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with tasks.InTurn(threads, tasks.SECONDS_FOR_LOCK) as executor:
+    # The parent leaves, or has left.
+    ended = contextlib.suppress(EOFError, ConnectionError)
+    with ended, tasks.InTurn(threads, tasks.SECONDS_FOR_LOCK) as executor:
         _serve(executor, jobs)
 
 
@@ -63,10 +66,7 @@ def _end_with_parent():
 
 def _serve(executor, jobs):
     while True:
-        try:
-            executor.submit(jobs.recv())
-        except EOFError:
-            return
+        executor.submit(jobs.recv())
         try:
             executor.wait()
         except Exception as error:

@@ -15,9 +15,11 @@ FLAGS = [
     "'load.image_size': 8, 'load.num_train': 64, 'fixup_resnet.widths': (4,)}",
     "--gin_bindings=Study.source = {}",
     "--gin_bindings=Study.targets = {'digits': {}}",
-    "--gin_bindings=Study.seeds = [0, 1]",
+    "--gin_bindings=Study.replications = 1",
     "--gin_bindings=Study.block_sizes = []",
     "--gin_bindings=Study.pretrained_epochs = []",
+    "--gin_bindings=Study.num_train = {}",
+    "--gin_bindings=Study.analyses_of_three = []",
     "--gin_bindings=Study.analyses = ['distance.gin', 'interpolation.gin']",
 ]
 

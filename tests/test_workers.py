@@ -3,19 +3,23 @@
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
 import time
 
 import commands
+import joblib
 import kill_study
 import pytest
+import tensorflow as tf
+import threadpoolctl
 from test_study import ONE, TINY, tiny
 
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
-from keras_transfer.study import InTurn, Runner, Workers, tasks
+from keras_transfer.study import InTurn, Runner, Workers, tasks, workers
 
 # Long enough to be met at work: half a second or so an epoch.
 SLOW = TINY | {"train.epochs": 40, "load.num_train": 500, "train.batch_size": 2}
@@ -293,3 +297,160 @@ def test_the_costliest_chain_comes_first(tmp_path):
     Runner(tmp_path, planned).run(executor)
     names = [pathlib.Path(job.name).name for job in executor.submitted]
     assert names == ["P", "RI-T_0", "RI-T_1"]
+
+
+class SimulatedWorker:
+    """Takes as long for a job as it is told, of a time that does not pass."""
+
+    def __init__(self, simulation):
+        self._simulation = simulation
+        self._last = None
+        self.job, self.end = None, 0.0
+
+    def begin(self, job):
+        self._simulation.shared += self.has_loaded(job)
+        self.job = self._last = job
+        name = job.name
+        self.end = self._simulation.now + self._simulation.seconds[name]
+
+    def has_loaded(self, job):
+        analysed = self._last and self._last.identity["command"] == "analyze"
+        return bool(analysed) and needs_of(self._last) == needs_of(job)
+
+
+def needs_of(job):
+    return job.identity["needs"]
+
+
+class Simulation(Workers):
+    """Finishes jobs without doing anything.
+
+    Attributes:
+        now: float, seconds since the start.
+        shared: int, analyses that came after one of the same models.
+    """
+
+    def __init__(self, seconds, **options):
+        super().__init__(**options)
+        self.seconds, self.now, self.shared = seconds, 0.0, 0
+
+    def _started(self):
+        number = len(self._workers)
+        self._workers[number] = SimulatedWorker(self)
+        return self._workers[number]
+
+    def wait(self):
+        self._begin_jobs()
+        busy = [each for each in self._workers.values() if each.job]
+        first = min(busy, key=lambda each: each.end)
+        self.now, job, first.job = first.end, first.job, None
+        job.path.mkdir(parents=True)
+        record = job.identity | {"state": "finished", "completion": job.name}
+        (job.path / "task.json").write_text(json.dumps(record))
+        del self.running[job.name]
+        return job.name
+
+    def __exit__(self, *exception):
+        pass
+
+
+@pytest.mark.parametrize("number, shared", [(1, 70), (8, 60), (64, 10)])
+def test_a_thousand_jobs_leave_nobody_idle(
+    tmp_path, monkeypatch, number, shared
+):
+    monkeypatch.setattr("keras_transfer.study.runner._read", lambda task: "")
+    analyses = {"similarity": 4, "interpolation": 18, "criticality": 60}
+    study = tiny(
+        replications=40,
+        block_sizes=(1, 4, 16),
+        pretrained_epochs=(0, 1, 2, 4),
+        num_train={50: {}, 500: {}},
+        analyses=[f"{name}.gin" for name in analyses],
+    )
+    planned = study.tasks()
+    assert len(planned) > 1000
+    costs, behind = {}, {}
+    for task in planned:
+        name = task.name.rpartition("/")[2]
+        costs[task.name] = float(analyses.get(name, 4 + 4 * (name == "P")))
+    rng = random.Random(0)
+    seconds = {n: cost * rng.uniform(0.7, 1.3) for n, cost in costs.items()}
+    for task in planned:
+        before = max((behind[n] for n in task.needs), default=0.0)
+        behind[task.name] = before + seconds[task.name]
+    longest = max(behind.values())
+    executor = Simulation(seconds, num_workers=number)
+    outcomes = Runner(tmp_path, planned).run(executor, costs)
+    assert {outcome.state for outcome in outcomes} == {"finished"}
+    bound = max(longest, sum(seconds.values()) / number)
+    assert executor.now < 1.05 * bound
+    # Of 80; each of 40 replications has three analyses of the same models.
+    assert executor.shared > shared
+
+
+def test_each_process_has_its_gpu(monkeypatch):
+    def started(gpus, **options):
+        """Returns the environments of the processes of one executor."""
+        found = []
+        monkeypatch.setattr(workers, "_take_gpus", lambda: gpus)
+        monkeypatch.setattr(
+            workers._Worker,
+            "start",
+            lambda self, threads, variables: found.append(variables),
+        )
+        executor = Workers(threads=1, **options)
+        for _ in range(executor._num_workers):
+            executor._started()
+        return found
+
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 5)
+    threads = {"OMP_NUM_THREADS": "1"}
+    assert started([]) == [threads] * 5
+    alone = [threads | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("3", "6")]
+    assert started(["3", "6"]) == alone
+    grow = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    shared = [each | grow for each in alone * 2]
+    assert started(["3", "6"], jobs_per_gpu=2) == shared
+    # No more than there are cores for, unless so many are asked for.
+    assert started(["3", "6"], jobs_per_gpu=4) == [*shared, shared[0]]
+    assert started(["3", "6"], num_workers=4) == shared
+
+
+@pytest.mark.parametrize(
+    "visible, gpus",
+    [
+        (None, ["0", "1"]),
+        ("7,2", ["7", "2"]),
+        ("MIG-a,MIG-b", ["MIG-a", "MIG-b"]),
+    ],
+)
+def test_gpus_are_left_to_the_processes(monkeypatch, visible, gpus):
+    hidden = []
+    config = tf.config
+    monkeypatch.setattr(config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(
+        config, "set_visible_devices", lambda *given: hidden.append(given)
+    )
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert workers._take_gpus() == gpus
+    assert hidden == [([], "GPU")]
+
+
+def test_a_number_of_threads_that_comes_too_late_is_told(monkeypatch, caplog):
+    def refuse(number):
+        raise RuntimeError("It cannot be modified after initialization.")
+
+    limits = []
+    name = "set_intra_op_parallelism_threads"
+    monkeypatch.setattr(tf.config.threading, name, refuse)
+    monkeypatch.setattr(threadpoolctl, "threadpool_limits", limits.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    for kind in ("INTRA", "INTER"):
+        monkeypatch.setenv(f"TF_NUM_{kind}OP_THREADS", "7")
+    with InTurn(threads=7):
+        assert not caplog.text
+    with InTurn(threads=8):
+        assert "another number of threads than 8" in caplog.text
+    assert limits == [7, 8] and os.environ["OMP_NUM_THREADS"] == "8"

@@ -58,6 +58,7 @@ class Workers:
         jobs_per_gpu: schema.Count = 1,
         max_retries: schema.Natural = 3,
     ):
+        self.running = {}
         self._threads = threads
         self._gpus = _take_gpus()
         most = max(1, joblib.cpu_count() // threads)
@@ -86,14 +87,9 @@ class Workers:
             for each in workers:
                 each.kill()
 
-    @property
-    def running(self):
-        """{name: `Job`} of those that have not ended, begun ones first."""
-        begun = [each.job for each in self._workers.values() if each.job]
-        return {job.name: job for job in (*begun, *self._waiting)}
-
     def submit(self, job):
         """Takes a job, to be begun in `wait`."""
+        self.running[job.name] = job
         self._waiting.append(job)
 
     def wait(self):
@@ -115,12 +111,16 @@ class Workers:
                     continue
                 job = each.job
                 try:
-                    each.take_answer()
+                    error = each.take_answer()
                 except EOFError:
+                    error = None
                     del self._workers[number]
                     status = each.end()
                     if job is None or self._begin_again(job, status):
                         continue
+                del self.running[job.name]
+                if error is not None:
+                    raise error
                 return job.name
 
     def _begin_again(self, job, status):
@@ -233,11 +233,10 @@ class _Worker:
             self.jobs.send(job)
 
     def take_answer(self):
-        """Takes what became of the job.
+        """Returns the error that kept the job from being run, or None.
 
         Raises:
             EOFError: if the process has ended.
-            UserError: if the job could not be run.
         """
         try:
             error = self.jobs.recv()
@@ -245,8 +244,7 @@ class _Worker:
             raise EOFError from reset
         self.tell()
         self.job = None
-        if error is not None:
-            raise error
+        return error
 
     def has_loaded(self, job):
         """Returns whether an analysis is of the same runs as the job before."""
