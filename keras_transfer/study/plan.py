@@ -136,8 +136,10 @@ class Study:
         _check_targets(self.targets)
         for name in ("source", "bindings", "analysis_bindings"):
             _check_bindings(f"Study.{name}", getattr(self, name))
+        _check_dictionary("Study.num_train", self.num_train, "{50: {}}")
         for number, bindings in self.num_train.items():
             _check_bindings(f"Study.num_train[{number!r}]", bindings)
+        _check_bindings("Study.draw", {self.draw: 0} if self.draw else {})
         pixels = tuple(n for n in self.block_sizes if n != "pixels")
         _check_distinct("block_sizes", self.block_sizes)
         _check_least("block_sizes", pixels, 1)
@@ -365,12 +367,16 @@ def _check_targets(targets):
             _check_bindings(f"{where}[{kind!r}]", bindings[kind])
 
 
-def _check_bindings(name, bindings):
-    if not isinstance(bindings, dict):
+def _check_dictionary(name, value, example):
+    if not isinstance(value, dict):
         raise UserError(
-            f'{name} must be a dictionary such as {{"train.epochs": 5}}. '
-            f"Received: {bindings!r}"
+            f"{name} must be a dictionary such as {example}. Received: "
+            f"{value!r}"
         )
+
+
+def _check_bindings(name, bindings):
+    _check_dictionary(name, bindings, '{"train.epochs": 5}')
     for key in bindings:
         if not isinstance(key, str) or not re.fullmatch(r"[\w./-]+", key):
             raise UserError(
