@@ -379,7 +379,7 @@ def test_the_command_prints_the_plan(tmp_path):
     assert status == 0, errors
     assert f"{ONE}/runs/digits/blocks_12/RI-T" in output
     assert "All 8 replications are like this one." in output
-    assert "249 runs and 98 analyses" in output
+    assert "225 runs and 98 analyses" in output
     assert not (tmp_path / "study").exists()
 
 
