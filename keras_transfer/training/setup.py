@@ -160,7 +160,10 @@ def start_model(model, info, seed, source, epoch):
         found = dataclasses.replace(found, source=str(source.path))
     else:
         found = models.initialize_from(net, source)
-    print(found)
+    # Of a run, all but the head goes without saying.
+    fits = found.fresh == found.unused and not found.reshaped
+    if not (fits and isinstance(source, Run)):
+        print(found)
     return net
 
 
