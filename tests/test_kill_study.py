@@ -19,6 +19,7 @@ FLAGS = [
     "--gin_bindings=Study.block_sizes = []",
     "--gin_bindings=Study.pretrained_epochs = []",
     "--gin_bindings=Study.num_train = {}",
+    "--gin_bindings=Study.analyses_of_one = []",
     "--gin_bindings=Study.analyses_of_three = []",
     "--gin_bindings=Study.analyses = ['distance.gin', 'interpolation.gin']",
 ]
