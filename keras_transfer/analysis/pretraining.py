@@ -394,6 +394,8 @@ def _draw_p(axes, own, column):
         (inside, colour("P"), "in the basin"),
         (~inside, "white", "outside"),
     ):
+        if not chosen.any():
+            continue
         axes.plot(
             epochs[chosen],
             own[column][chosen],
