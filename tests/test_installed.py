@@ -130,7 +130,9 @@ def test_a_study_is_copied_and_edited(tmp_path, run):
     assert command in output
     path = tmp_path / "study_digits.gin"
     assert path.read_text().startswith(f"# {command} --work_dir=")
-    path.write_text(path.read_text().replace("[0, 1, 2]", "[0, 1]"))
+    shipped, edited = (f"Study.replications = {n}\n" for n in (8, 2))
+    assert shipped in path.read_text()
+    path.write_text(path.read_text().replace(shipped, edited))
     plan = run(
         tmp_path,
         "python",
@@ -142,8 +144,7 @@ def test_a_study_is_copied_and_edited(tmp_path, run):
         "--dry_run",
     )
     assert plan[0] == 0, plan[2]
-    # Two seeds, as edited, of three that are shipped.
-    assert "runs/digits/P-T_1" in plan[1] and "P-T_2" not in plan[1]
+    assert "All 2 replications are like this one." in plan[1]
     again = run(tmp_path, "keras-transfer", "init", "study_digits")
     assert again[0] == 1 and "exists already and is kept" in again[2]
 

@@ -280,6 +280,12 @@ def test_a_changed_configuration_is_done_again(copied):
     assert Run(copied / f"{ONE}/runs/digits/RI-T_0").epochs() == [0, 1, 2]
 
 
+def test_another_number_of_threads_is_done_again(copied):
+    tasks = tiny().tasks()
+    assert Runner(copied, tasks).is_current(tasks[0])
+    assert not any(map(Runner(copied, tasks, threads=2).is_current, tasks))
+
+
 def test_an_interrupted_run_goes_on(copied, monkeypatch):
     study = tiny(bindings=TINY | {"train.epochs": 3}, analyses=())
     saved = []
@@ -446,6 +452,7 @@ Study.replications = 1
 Study.block_sizes = []
 Study.pretrained_epochs = []
 Study.num_train = {{}}
+Study.analyses_of_one = []
 Study.analyses_of_three = []
 Study.analyses = ["my_analysis.gin"]
 """,

@@ -31,8 +31,10 @@ def plan_text(study, work_dir):
     Raises:
         UserError: if a task's configuration cannot be used.
     """
-    estimate = _Estimate(study.num_images)
-    runner = Runner(work_dir, study.tasks(), on_read=estimate.add)
+    estimate = Estimate(study.num_images)
+    runner = Runner(
+        work_dir, study.tasks(), study.threads, on_read=estimate.add
+    )
     plans = [_Plan(task, runner, estimate) for task in runner.tasks]
     first = [plan for plan in plans if plan.task.replication == 0]
     runs = sum(plan.task.command == "train" for plan in plans)
@@ -114,7 +116,7 @@ class _Setting:
     modules: int
 
 
-class _Estimate:
+class Estimate:
     """Costs of tasks, each added while its configuration is gin's.
 
     Args:

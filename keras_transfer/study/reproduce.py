@@ -13,8 +13,10 @@ from keras_transfer.errors import UserError
 from keras_transfer.manifest import Manifest, csv_text
 from keras_transfer.runs import Run
 from keras_transfer.study.claims import decide, shown_figure, statistics
+from keras_transfer.study.estimate import Estimate
 from keras_transfer.study.report import Report, write_report
 from keras_transfer.study.runner import Runner
+from keras_transfer.study.tasks import InTurn
 
 _PACKAGES = (
     "keras_transfer",
@@ -38,18 +40,22 @@ def reproduce(study, work_dir, executor=None):
     Args:
         study: `Study`.
         work_dir: str, made if need be.
-        executor: what runs the tasks (see `Runner.run`).
+        executor: what runs the tasks, such as `Workers`; None for `InTurn`, in
+            this process.
 
     Raises:
         UserError: after everything else has been done and reported, if a task
             failed; before, if the configuration of one cannot be used.
     """
     config = gin.config_str()
-    runner = Runner(work_dir, study.tasks())
+    estimate = Estimate(study.num_images)
+    runner = Runner(
+        work_dir, study.tasks(), study.threads, on_read=estimate.add
+    )
     runner.check_free()
     manifest = _claimed(runner.path)
     manifest.write_text("config.gin", config)
-    outcomes = runner.run(executor)
+    outcomes = runner.run(executor or InTurn(study.threads), estimate.costs)
     claims, values = decide(runner.path, study.targets, study.replications)
     manifest.write_text("claims.csv", csv_text(claims))
     manifest.write_text("replications.csv", csv_text(values))

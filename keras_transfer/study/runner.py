@@ -48,6 +48,8 @@ class Runner:
     Args:
         work_dir: the study's directory, made when something is run.
         tasks: list of `Task`, each after those it needs.
+        threads: int, that the executor gives each task: numbers depend on it,
+            and with another one all is done again.
         on_read: function called with each task while its configuration is
             gin's; every one is read only once.
 
@@ -55,9 +57,10 @@ class Runner:
         UserError: if a task's configuration cannot be used.
     """
 
-    def __init__(self, work_dir, tasks, on_read=lambda task: None):
+    def __init__(self, work_dir, tasks, threads=1, on_read=lambda task: None):
         self.path = pathlib.Path(work_dir).absolute()
         self.tasks = tasks
+        self._threads = threads
         self._by_name = {task.name: task for task in tasks}
         self._configs = {}
         self._priorities = {}
@@ -207,6 +210,7 @@ class Runner:
         return {
             "command": task.command,
             "config": self._configs[task.name],
+            "threads": self._threads,
             "needs": completions,
         }
 

@@ -37,6 +37,7 @@ _TYPES = {
     "completion": str,
     "command": str,
     "config": str,
+    "threads": int,
     "needs": dict,
 }
 
@@ -50,8 +51,8 @@ class Job:
         path: `pathlib.Path` of its directory.
         config: str, its whole configuration as gin writes it.
         identity: dict, what must be the same for a result to be current:
-            "command" ("train" or "analyze"), "config" and "needs" (see
-            `Runner`).
+            "command" ("train" or "analyze"), "config", "threads" and "needs"
+            (see `Runner`).
         python_path: tuple of folders in which modules are looked for last; a
             worker must find those that the configuration imports.
         priority: float, what is to be done until the last of those that wait
@@ -217,7 +218,8 @@ def _bring_back(job):
 def _replaced(job, record):
     """Returns where a task of a record is kept, without a number."""
     study = job.path.parents[len(pathlib.PurePath(job.name).parts) - 1]
-    told = [record.get(name) for name in ("command", "config", "needs")]
+    names = ("command", "config", "threads", "needs")
+    told = [record.get(name) for name in names]
     digest = hashlib.blake2b(json.dumps(told).encode(), digest_size=6)
     return study / _REPLACED / job.name / digest.hexdigest()
 
