@@ -351,7 +351,9 @@ print(json.dumps([keras.backend.backend(), keras.config.image_data_format(),
 """
 
 
-@pytest.mark.parametrize("backend", ["jax", "nonsense"])
+@pytest.mark.parametrize(
+    "backend", ["jax", pytest.param("nonsense", marks=pytest.mark.long)]
+)
 def test_what_the_environment_says_to_libraries(tmp_path, run, backend):
     settings = {
         "image_data_format": "channels_first",

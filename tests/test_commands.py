@@ -106,8 +106,16 @@ def test_another_configuration_in_the_same_directory_is_refused(finished):
     ("flags", "message"),
     [
         (["--work_dir=x"], "No configuration was given"),
-        (["--work_dir=x", "--gin_file=nowhere.gin"], "nowhere.gin"),
-        (["--work_dir=x", *QUICK, "--gin_bindings=train.x = 1"], "'x'"),
+        pytest.param(
+            ["--work_dir=x", "--gin_file=nowhere.gin"],
+            "nowhere.gin",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            ["--work_dir=x", *QUICK, "--gin_bindings=train.x = 1"],
+            "'x'",
+            marks=pytest.mark.long,
+        ),
         (["--work_dir=x", *QUICK, "--gin_bindings=train.seed 1"], "seed 1"),
         (["--work_dir=x", "--gin_bindings=a = 1", "b"], "Received: b"),
         (QUICK, "work_dir"),

@@ -102,7 +102,17 @@ def test_config_is_parsed(path):
     _parse([path], {})
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # Of ResNet-50, with three targets, one is enough by default.
+        pytest.param(path, marks=pytest.mark.long)
+        if path.stem in ("p_imagenet", "pt_chexpert")
+        else path
+        for path in TRAINING
+    ],
+    ids=lambda path: path.stem,
+)
 def test_config_opens_with_its_command(path):
     first = path.read_text().splitlines()[0]
     run = path.stem if "folder" not in path.stem else path.stem.split("_")[0]

@@ -100,7 +100,14 @@ def test_what_is_run_is_what_was_installed(tmp_path, run):
     assert str(commands.ROOT) not in output and "installed" in output
 
 
-@pytest.mark.parametrize("name", ["p_mnist.gin", "gin/p_mnist.gin", "mine.gin"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("p_mnist.gin", marks=pytest.mark.long),
+        pytest.param("gin/p_mnist.gin", marks=pytest.mark.long),
+        "mine.gin",
+    ],
+)
 def test_training_outside_the_clone(tmp_path, run, name):
     (tmp_path / "mine.gin").write_text("include 'p_mnist.gin'\n")
     (tmp_path / "quick.gin").write_text(_QUICK)

@@ -27,9 +27,9 @@ LONG_EPOCHS = [
     f"--gin_file={commands.ROOT}/gin/rit_digits.gin",
     "--gin_bindings=fixup_resnet.widths = (4,)",
     "--gin_bindings=load.image_size = 8",
-    "--gin_bindings=load.num_train = 1000",
+    "--gin_bindings=load.num_train = 600",
     "--gin_bindings=train.batch_size = 2",
-    "--gin_bindings=train.epochs = 4",
+    "--gin_bindings=train.epochs = 3",
 ]
 
 
@@ -235,7 +235,10 @@ def terminated():
 
 # Calls 1 to 4 are the evaluation of the initialization; then come the first
 # step, the second, the others, and four batches of evaluation.
-@pytest.mark.parametrize("call", [5, 6, 7, 9, 11, 13])
+@pytest.mark.parametrize(
+    "call",
+    [5, 6, 13, *(pytest.param(n, marks=pytest.mark.long) for n in (7, 9, 11))],
+)
 def test_stopped_after_any_call_is_the_same_run(
     tmp_path, finished, monkeypatch, terminated, call
 ):
@@ -318,7 +321,11 @@ def remount(path, option):
 
 
 # Room for the configuration, for the initialization, and for an epoch or two.
-@pytest.mark.parametrize("disk", [0.1, 0.3, 0.6, 0.8], indirect=True)
+@pytest.mark.parametrize(
+    "disk",
+    [0.1, 0.6, *(pytest.param(n, marks=pytest.mark.long) for n in (0.3, 0.8))],
+    indirect=True,
+)
 def test_a_disk_that_is_really_full(disk, finished):
     run = Run(disk / "run")
     with pytest.raises(UserError, match="cannot be .*: .*No space left"):

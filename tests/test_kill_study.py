@@ -25,6 +25,7 @@ FLAGS = [
 ]
 
 
+@pytest.mark.long
 def test_a_killed_study_ends_as_if_left_alone(tmp_path):
     results, different = kill_study.run(tmp_path, 2, FLAGS, at_report=1 / 2)
     assert [result["lost"] for result in results] == [[], []]

@@ -511,7 +511,15 @@ def check_chain(model, chain):
     assert len({module.name for module in chain}) == len(chain)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=pytest.mark.long)
+        if family in ("DenseNet121", "InceptionV3", "ConvNeXtTiny", "VGG16")
+        else family
+        for family in FAMILIES
+    ],
+)
 def test_families(family):
     build, expected = FAMILIES[family]
     model = models.logits_model(build())

@@ -180,7 +180,7 @@ def misconfigured(config, tmp_path, monkeypatch):
         (1, None),
         # Wrong addresses: no such host, and one that no answer comes from.
         pytest.param(0, "nowhere.invalid:2222", marks=pytest.mark.long),
-        (0, "192.0.2.1:2222"),
+        pytest.param(0, "192.0.2.1:2222", marks=pytest.mark.long),
     ],
 )
 def test_cluster_that_does_not_come_together_ends_in_a_sentence(

@@ -411,7 +411,7 @@ def test_truncated_records_are_named(domainnet_dir, tmp_path):
     [
         ({"name": "imdb_reviews"}, "one image to one class.*imdb_reviews"),
         ({"train_split": "training"}, "no split 'training'; it has.*test"),
-        ({"keep": "both"}, "keep='both'"),
+        ({"keep": "both"}, "load.keep .*Received: 'both'"),
         ({"image_size": None, "resize": None}, "image_size=None"),
     ],
 )

@@ -429,11 +429,16 @@ def test_added_losses_are_a_part_of_the_loss(tmp_path, digits, devices):
 @pytest.mark.parametrize(
     "optimizer",
     [
-        functools.partial(keras.optimizers.SGD, momentum=0.9),
         functools.partial(keras.optimizers.SGD, global_clipnorm=0.1),
         keras.optimizers.Adam,
-        functools.partial(keras.optimizers.AdamW, weight_decay=0.01),
         functools.partial(SGD, momentum=0.0),
+        *(
+            pytest.param(optimizer, marks=pytest.mark.long)
+            for optimizer in (
+                functools.partial(keras.optimizers.SGD, momentum=0.9),
+                functools.partial(keras.optimizers.AdamW, weight_decay=0.01),
+            )
+        ),
     ],
 )
 def test_any_optimizer_moves_on_two_replicas_as_on_one(
@@ -455,9 +460,24 @@ def test_any_optimizer_moves_on_two_replicas_as_on_one(
     assert_same(weights(one), weights(two), atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-@pytest.mark.parametrize("devices", STRATEGIES)
-@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize(
+    ("within", "devices", "policy"),
+    [
+        (False, "one", "float32"),
+        (True, "two", "mixed_float16"),
+        *(
+            pytest.param(*combination, marks=pytest.mark.long)
+            for combination in (
+                (False, "one", "mixed_float16"),
+                (False, "two", "float32"),
+                (False, "two", "mixed_float16"),
+                (True, "one", "float32"),
+                (True, "one", "mixed_float16"),
+                (True, "two", "float32"),
+            )
+        ),
+    ],
+)
 def test_random_layers_statistics_and_loss_scale_are_resumed(
     tmp_path, digits, monkeypatch, policy, devices, within
 ):
