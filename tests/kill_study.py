@@ -7,7 +7,8 @@ DIRECTORY/killed with SIGKILL at random moments: anywhere, while a checkpoint or
 another file is being written, and while the claims and the report are. After
 each kill it checks that nothing finished was lost or done again, and at the end
 that both have the same claims, tables, metrics and weights. Prints a line for
-each kill, then the counts. Without flags it takes the digits study.
+each kill, then the counts. Without flags it takes one replication of the digits
+study.
 """
 
 import collections
@@ -229,6 +230,7 @@ def main(directory, *flags):
     flags = [f for f in flags if f not in kills]
     if not any(f.startswith("--gin_file=") for f in flags):
         flags.append(f"--gin_file={commands.ROOT}/gin/study_digits.gin")
+        flags.append("--gin_bindings=Study.replications = 1")
     number = int(kills[0].partition("=")[2]) if kills else 50
     began = time.monotonic()
     results, different = run(pathlib.Path(directory), number, flags)
