@@ -19,7 +19,7 @@ CONFIGS = sorted((commands.ROOT / "gin").glob("*.gin"))
 TRAINING = [path for path in CONFIGS if re.match("(p|rit|pt)_", path.name)]
 # They differ from pt_real in little more than the domain or the start.
 ALIKE = (
-    *("pt_clipart", "pt_quickdraw"),
+    *("p_imagenet", "pt_clipart", "pt_quickdraw"),
     *("rit_real", "rit_clipart", "rit_quickdraw"),
 )
 SMALL = {
@@ -102,17 +102,7 @@ def test_config_is_parsed(path):
     _parse([path], {})
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        # Of ResNet-50, with three targets, one is enough by default.
-        pytest.param(path, marks=pytest.mark.long)
-        if path.stem in ("p_imagenet", "pt_chexpert")
-        else path
-        for path in TRAINING
-    ],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_config_opens_with_its_command(path):
     first = path.read_text().splitlines()[0]
     run = path.stem if "folder" not in path.stem else path.stem.split("_")[0]

@@ -267,7 +267,8 @@ def test_batch_statistics_can_be_combined_like_weights(dataset):
     (found,) = surface.weights(points)
     expected = combine(stored, points.coefficients[0])
     for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+        # Where terms nearly cancel, what is left has their rounding.
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_xla_gives_the_same(dataset):
