@@ -12,12 +12,13 @@ import json
 import pickle
 import sys
 
-import safetensors.torch
-import torch
-
 
 def main(path, converted):
     """Converts one file."""
+    # Here, for whoever imports this module may have TensorFlow, or no PyTorch.
+    import safetensors.torch
+    import torch
+
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -52,6 +53,8 @@ def main(path, converted):
 
 def _state_dicts(content):
     """Returns {key: state dict}; of the whole content, {"": content}."""
+    import torch
+
     if not isinstance(content, dict):
         return {}
     if any(isinstance(value, torch.Tensor) for value in content.values()):
