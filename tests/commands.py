@@ -6,6 +6,17 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
+# One replication of the digits study with nothing but P, two P-Ts and two RI-Ts.
+SMALL_STUDY = [
+    f"--gin_file={ROOT}/gin/study_digits.gin",
+    "--gin_bindings=Study.targets = {'digits': {}}",
+    "--gin_bindings=Study.replications = 1",
+    "--gin_bindings=Study.block_sizes = []",
+    "--gin_bindings=Study.pretrained_epochs = []",
+    "--gin_bindings=Study.num_train = {}",
+    "--gin_bindings=Study.analyses_of_one = []",
+    "--gin_bindings=Study.analyses_of_three = []",
+]
 
 
 def start(command, *flags, **options):

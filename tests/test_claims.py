@@ -112,6 +112,16 @@ def test_replications_that_agree_leave_it_open(tmp_path, monkeypatch):
     assert "All 8 replications give the same" in own.note
 
 
+def test_most_replications_agree(tmp_path, monkeypatch):
+    declare(monkeypatch, own_statistic("X1"))
+    for number in range(9):
+        write_heights(tmp_path, number, more=0.5 * (number == 4))
+    found, _ = decide(tmp_path, ["t"], 9)
+    own = found[found.claim == "X1"].iloc[0]
+    assert math.isnan(own.low) and own.finding == "inconclusive"
+    assert "Most replications give the same" in own.note
+
+
 def test_every_claim_has_a_statistic_that_decides():
     claims = [s.claim for _, s in statistics() if s.decides]
     assert set(claims) == {f"C{i}" for i in range(1, 13)} | {"L1"}
@@ -170,7 +180,11 @@ def test_what_is_not_there_refutes_and_an_error_does_not(monkeypatch, tmp_path):
     def remark(table):
         return Value(height(table, "far"), "It is high.")
 
+    def outdated(table):
+        return height(table), 0.0, 1.0
+
     own = {"X1": refute, "X2": fail, "X3": complain, "X4": remark}
+    own["X5"] = outdated
     declare(monkeypatch, *(own_statistic(*pair) for pair in own.items()))
     for number in range(5):
         write_heights(tmp_path, number, more=number / 1000)
@@ -182,5 +196,7 @@ def test_what_is_not_there_refutes_and_an_error_does_not(monkeypatch, tmp_path):
     failed = "It cannot be computed. KeyError: 'no such column'"
     assert found.note["X2"] == failed
     assert found.note["X3"] == "It is not known."
+    assert found.verdict["X5"] == "not decided"
+    assert found.note["X5"].startswith("It cannot be computed. TypeError")
     assert found.verdict["X4"] == "reproduced"
     assert found.note["X4"] == "It is high."

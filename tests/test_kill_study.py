@@ -10,17 +10,10 @@ import pytest
 from keras_transfer.runs.checkpoints import write_arrays
 
 FLAGS = [
-    f"--gin_file={commands.ROOT}/gin/study_digits.gin",
+    *commands.SMALL_STUDY,
     "--gin_bindings=Study.bindings = {'train.epochs': 2, "
     "'load.image_size': 8, 'load.num_train': 64, 'fixup_resnet.widths': (4,)}",
     "--gin_bindings=Study.source = {}",
-    "--gin_bindings=Study.targets = {'digits': {}}",
-    "--gin_bindings=Study.replications = 1",
-    "--gin_bindings=Study.block_sizes = []",
-    "--gin_bindings=Study.pretrained_epochs = []",
-    "--gin_bindings=Study.num_train = {}",
-    "--gin_bindings=Study.analyses_of_one = []",
-    "--gin_bindings=Study.analyses_of_three = []",
     "--gin_bindings=Study.analyses = ['distance.gin', 'interpolation.gin']",
 ]
 

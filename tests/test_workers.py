@@ -24,16 +24,9 @@ from keras_transfer.study import InTurn, Runner, Workers, tasks, workers
 # Long enough to be met at work: half a second or so an epoch.
 SLOW = TINY | {"train.epochs": 40, "load.num_train": 500, "train.batch_size": 2}
 FLAGS = [
-    f"--gin_file={commands.ROOT}/gin/study_digits.gin",
+    *commands.SMALL_STUDY,
     f"--gin_bindings=Study.bindings = {SLOW}",
     "--gin_bindings=Study.source = {'load.num_train': 1000}",
-    "--gin_bindings=Study.targets = {'digits': {}}",
-    "--gin_bindings=Study.replications = 1",
-    "--gin_bindings=Study.block_sizes = []",
-    "--gin_bindings=Study.pretrained_epochs = []",
-    "--gin_bindings=Study.num_train = {}",
-    "--gin_bindings=Study.analyses_of_one = []",
-    "--gin_bindings=Study.analyses_of_three = []",
     "--gin_bindings=Study.analyses = ['distance.gin']",
     "--gin_bindings=Workers.num_workers = 2",
 ]

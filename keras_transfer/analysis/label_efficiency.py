@@ -10,7 +10,7 @@ from keras_transfer.analysis.declaration import (
     declare_analysis,
 )
 from keras_transfer.analysis.drawing import new_figure, plot_by
-from keras_transfer.analysis.feature_reuse import (
+from keras_transfer.analysis.learning import (
     check_metric,
     check_same_data,
     learned,
@@ -155,9 +155,8 @@ def images_to_reach(level, curve):
         return float(curve.index[-1]), "At least"
     k = reached[0]
     if k == 0:
-        return float(curve.index[0]), "" if curve.iloc[
-            0
-        ] == level else "At most"
+        bound = "At most" if curve.iloc[0] > level else ""
+        return float(curve.index[0]), bound
     low, high = curve.iloc[k - 1], curve.iloc[k]
     ends = np.log2([curve.index[k - 1], curve.index[k]])
     return float(2 ** np.interp(level, [low, high], ends)), ""

@@ -357,13 +357,9 @@ def mistakes(
         the figure; empty if the inputs are no images).
 
     Raises:
-        UserError: if there is no pair, a model does not fit the data or gives
-            logits that are not finite, or there is no bin.
+        UserError: if there is no pair, or a model does not fit the data or
+            gives logits that are not finite.
     """
-    if num_bins < 1:
-        raise UserError(
-            f"mistakes.num_bins must be 1 or more. Received: {num_bins}"
-        )
     members = models.trained(2, "Comparing mistakes")
     examples = models.examples
     chosen = examples.split(split)

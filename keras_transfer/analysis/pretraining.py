@@ -12,15 +12,12 @@ from keras_transfer.analysis.declaration import (
     declare_analysis,
 )
 from keras_transfer.analysis.drawing import colour, new_figure, plot_by
-from keras_transfer.analysis.feature_reuse import (
-    check_same_data,
-    learned,
-)
 from keras_transfer.analysis.interpolation import (
     alpha_grid,
     barrier_height,
     segment,
 )
+from keras_transfer.analysis.learning import check_same_data, learned
 from keras_transfer.analysis.models import Models
 from keras_transfer.analysis.statistics import BARRIER, HARM
 from keras_transfer.analysis.trajectory import Trajectory

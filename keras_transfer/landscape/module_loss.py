@@ -55,7 +55,8 @@ Levels = Annotated[tuple[Literal["block", "group"], ...], schema.NotEmpty()]
 _SECONDS_PER_PASS = 60.0
 _LEAST_PER_PASS = 16
 # As many perturbations go through a network together as keep what lies between
-# two modules within so many bytes, which a processor's caches hold.
+# two modules within so many bytes: with fewer, calls cost more than what they
+# compute in small networks; with more, memory does.
 _BYTES_TOGETHER = 32 * 2**20
 
 

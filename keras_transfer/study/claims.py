@@ -51,9 +51,9 @@ def decide(work_dir, targets, replications):
     A statistic is *reproduced* if the whole interval for its median over
     replications lies on the claim's side of the threshold, *not reproduced* if
     the whole of it lies on the other, and *inconclusive* if it straddles the
-    threshold, or if all replications give the same number. Of too few
-    replications for an interval it is *not decided*. A claim is as good as the
-    worst of the statistics that decide it.
+    threshold, or if so many replications give the same number that there is no
+    interval. Of too few replications for one it is *not decided*. A claim is as
+    good as the worst of the statistics that decide it.
 
     Source: paper section 5 (`paper.md`).
 
@@ -183,6 +183,7 @@ def _value(statistic, tables, number):
     try:
         chosen = [statistic.calibrate(others)] if statistic.calibrate else []
         found = statistic.compute(*own, *chosen)
+        return found if isinstance(found, Value) else Value(float(found))
     except Refuted as error:
         worst = -math.inf if statistic.direction == ">" else math.inf
         return Value(worst, str(error))
@@ -192,7 +193,6 @@ def _value(statistic, tables, number):
         logging.exception("%s, %s", statistic.claim, statistic.name)
         reason = f"It cannot be computed. {type(error).__name__}: {error}"
         return Value(math.nan, reason)
-    return found if isinstance(found, Value) else Value(float(found))
 
 
 def _is_read(tables):
@@ -237,9 +237,8 @@ def _about(values, low):
             f"Of {len(values)} replication{'s' * (len(values) > 1)}: a value, "
             f"and no verdict, for which {FEWEST} are needed."
         )
-    return (
-        f"All {len(values)} replications give the same: there is no interval."
-    )
+    how_many = f"All {len(values)}" if len(set(values)) == 1 else "Most"
+    return f"{how_many} replications give the same: there is no interval."
 
 
 def _notes(found):

@@ -193,9 +193,10 @@ class _Replication:
             tasks += models[target]
         for target, own in models.items():
             tasks += [self._analysis(target, f, own) for f in study.analyses]
-            first = [task for task in own if task.name.endswith("_0")]
+            # The first of each kind.
+            one = own[::_MODELS]
             tasks += [
-                self._analysis(target, f, first) for f in study.analyses_of_one
+                self._analysis(target, f, one) for f in study.analyses_of_one
             ]
             if study.block_sizes:
                 tasks += self._block_sweep(target)
@@ -315,9 +316,7 @@ class _Replication:
 
     def _three(self, target, models):
         own = [task for task in models if task.kind == "P-T"]
-        third = self._run(
-            target, "P-T", f"runs/{target}/P-T_{_MODELS}", sweep=False
-        )
+        third = self._run(target, "P-T", f"runs/{target}/P-T_{_MODELS}")
         analyses = [
             self._analysis(target, file, [*own, third])
             for file in self._study.analyses_of_three

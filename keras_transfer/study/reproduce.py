@@ -8,7 +8,7 @@ import gin
 
 from keras_transfer import objectives
 from keras_transfer.analysis.declaration import all_analyses
-from keras_transfer.analysis.feature_reuse import learning_summary
+from keras_transfer.analysis.learning import learning_summary
 from keras_transfer.errors import UserError
 from keras_transfer.manifest import Manifest, csv_text
 from keras_transfer.runs import Run
@@ -16,7 +16,6 @@ from keras_transfer.study.claims import decide, shown_figure, statistics
 from keras_transfer.study.estimate import Estimate
 from keras_transfer.study.report import Report, write_report
 from keras_transfer.study.runner import Runner
-from keras_transfer.study.tasks import InTurn
 
 _PACKAGES = (
     "keras_transfer",
@@ -55,7 +54,7 @@ def reproduce(study, work_dir, executor=None):
     runner.check_free()
     manifest = _claimed(runner.path)
     manifest.write_text("config.gin", config)
-    outcomes = runner.run(executor or InTurn(study.threads), estimate.costs)
+    outcomes = runner.run(executor, estimate.costs)
     claims, values = decide(runner.path, study.targets, study.replications)
     manifest.write_text("claims.csv", csv_text(claims))
     manifest.write_text("replications.csv", csv_text(values))

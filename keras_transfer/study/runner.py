@@ -78,7 +78,7 @@ class Runner:
 
         Args:
             executor: what runs the jobs, such as `Workers`; None for `InTurn`,
-                in this process.
+                in this process, with the threads of the study.
             costs: {task: what it costs, None if not known}. Of the tasks that
                 can be begun, that with the costliest chain of others behind it
                 comes first; without costs, that which the plan has first.
@@ -91,9 +91,13 @@ class Runner:
         """
         self.check_free()
         self._priorities = self._costs_to_the_end(costs or {})
+        # Still each after those it needs: of equals, as they are planned.
+        order = sorted(
+            self.tasks, key=lambda task: -self._priorities[task.name]
+        )
         outcomes = {}
         with (
-            executor or tasks.InTurn() as executor,
+            executor or tasks.InTurn(self._threads) as executor,
             tqdm(
                 total=len(self.tasks),
                 unit="task",
@@ -102,7 +106,7 @@ class Runner:
             ) as bar,
         ):
             while len(outcomes) < len(self.tasks):
-                self._submit_ready(executor, outcomes, bar)
+                self._submit_ready(order, executor, outcomes, bar)
                 if executor.running:
                     bar.set_description(_abridged(executor.running))
                     name = executor.wait()
@@ -149,12 +153,9 @@ class Runner:
                 behind[name] = max(behind[name], found[task.name])
         return found
 
-    def _submit_ready(self, executor, outcomes, bar):
+    def _submit_ready(self, order, executor, outcomes, bar):
         """Settles what need not be done, and submits what can be begun."""
-        # Still each after those it needs: of equals, as they are planned.
-        for task in sorted(
-            self.tasks, key=lambda task: -self._priorities[task.name]
-        ):
+        for task in order:
             if executor.is_full:
                 return
             if (
