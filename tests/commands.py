@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
-# One replication of the digits study with nothing but P, two P-Ts and two RI-Ts.
+# One replication of the digits study: P, two P-Ts and two RI-Ts, nothing else.
 SMALL_STUDY = [
     f"--gin_file={ROOT}/gin/study_digits.gin",
     "--gin_bindings=Study.targets = {'digits': {}}",
