@@ -103,6 +103,7 @@ def gain(table, kind="P-T"):
             ">",
             -HARM,
             gain,
+            unit="points",
         )
     ],
     cost=lambda options, models: 2 * models,

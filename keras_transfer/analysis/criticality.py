@@ -143,6 +143,7 @@ _OF_HEAD = ("C10", "fc is critical for P-T.")
             ">",
             1.0,
             lambda table: _head_over_median(table),
+            unit="times",
         ),
         Statistic(
             *_OF_HEAD,

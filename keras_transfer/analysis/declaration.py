@@ -133,6 +133,8 @@ class Statistic:
         calibrate: function from the tables of all other replications, a list of
             tuples, to what `compute` takes after its own tables; None where
             each replication is judged by itself.
+        unit: str, of the number: "nats", "times" or another word; "points" and
+            "%" are of shares, which are shown a hundredfold; "" for none.
     """
 
     claim: str
@@ -145,6 +147,22 @@ class Statistic:
     figure: str = ""
     decides: bool = True
     calibrate: typing.Callable | None = None
+    unit: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a report tells of a claim before it tells what was found.
+
+    Attributes:
+        question: str, what is asked, a question.
+        why: str, why it matters to somebody who fine-tunes a model.
+        measure: str, how the answer is measured.
+    """
+
+    question: str
+    why: str
+    measure: str
 
 
 class Refuted(Exception):
@@ -193,6 +211,22 @@ class Analysis:
 
 
 _DECLARED = {}
+_CLAIMS = {}
+
+
+def describe_claim(name, claim):
+    """Has reports tell more of a claim than its statistics do.
+
+    Args:
+        name: str, such as "C1".
+        claim: `Claim`.
+    """
+    _CLAIMS[name] = claim
+
+
+def described_claim(name):
+    """Returns the `Claim` of that name, None if nobody has described it."""
+    return _CLAIMS.get(name)
 
 
 def declare_analysis(

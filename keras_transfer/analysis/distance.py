@@ -126,6 +126,7 @@ def _closeness_statistic():
         "<",
         1.0,
         closeness,
+        unit="times",
     )
 
 

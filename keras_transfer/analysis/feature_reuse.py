@@ -53,6 +53,7 @@ _LOW_LEVEL = "Low-level statistics help too, above all speed."
             0.0,
             lambda table, drops: Value(excess_drop(drops), unconverged(table)),
             tables=("feature_reuse", "feature_reuse_drop"),
+            unit="points",
         ),
         Statistic(
             "C1",
@@ -72,6 +73,7 @@ _LOW_LEVEL = "Low-level statistics help too, above all speed."
             ">",
             0.0,
             lambda table: _gain(table, "speed"),
+            unit="points",
         ),
         Statistic(
             "C2",
@@ -80,6 +82,7 @@ _LOW_LEVEL = "Low-level statistics help too, above all speed."
             ">",
             0.0,
             lambda table: _gain(table, "final"),
+            unit="points",
         ),
     ],
     cost=lambda options, models: 0,

@@ -175,6 +175,7 @@ _CLAIM = (
             direction,
             BARRIER,
             lambda table, pair=pair: mean_barrier(barriers(table), pair),
+            unit="points",
         )
         for pair, direction in (
             ("P-T/P-T", "<"),

@@ -46,6 +46,7 @@ _KINDS = ("P-T", "RI-T", _FROZEN)
             ">",
             1.0,
             lambda table: labels_saved(table),
+            unit="times",
         ),
         Statistic(
             "L1",
@@ -56,6 +57,7 @@ _KINDS = ("P-T", "RI-T", _FROZEN)
             0.0,
             lambda table: gain_of_fine_tuning(table),
             decides=False,
+            unit="points",
         ),
     ],
     cost=lambda options, models: 0,

@@ -57,6 +57,7 @@ _TABLES = ("pretraining", "pretraining_barriers")
             -HARM,
             lambda table, heights: plateau(table, heights),
             tables=_TABLES,
+            unit="points",
         ),
         Statistic(
             "C11",
@@ -66,6 +67,7 @@ _TABLES = ("pretraining", "pretraining_barriers")
             0.0,
             lambda table, heights: _saved(table, heights),
             tables=_TABLES,
+            unit="%",
         ),
     ],
 )

@@ -64,12 +64,12 @@ def decide(work_dir, targets, replications):
 
     Returns:
         claims: `pandas.DataFrame`, one row per target and statistic: claim,
-            target, statement, statistic, value (median over replications), low
-            and high (95% interval for it, NaN if there is none), direction,
-            threshold, decides, finding (the statistic's own, "" if it decides
-            nothing), verdict (the claim's), replications (how many gave a
-            number), note, figure and table (paths within the study, without
-            suffix).
+            target, statement, statistic, unit (see `Statistic`), value (median
+            over replications), low and high (95% interval for it, NaN if there
+            is none), direction, threshold, decides, finding (the statistic's
+            own, "" if it decides nothing), verdict (the claim's), replications
+            (how many gave a number), note, figure and table (paths within the
+            study, without suffix).
         values: `pandas.DataFrame`, one row per target, statistic and
             replication: claim, target, statistic, replication, value (NaN if it
             could not be computed, infinite if what is claimed was not to be
@@ -219,6 +219,7 @@ def _row(analysis, statistic, found, target):
         "target": target,
         "statement": statistic.statement,
         "statistic": statistic.name,
+        "unit": statistic.unit,
         **known,
         **against,
         "decides": statistic.decides,
