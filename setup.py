@@ -11,5 +11,8 @@ setup(
         CONFIGS,
     ],
     package_dir={CONFIGS: "gin"},
-    package_data={CONFIGS: ["*.gin"], "": ["*.jinja", "*.css", "*.js"]},
+    package_data={
+        CONFIGS: ["*.gin"],
+        "": ["*.jinja", "cards/*.jinja", "*.css", "*.js"],
+    },
 )

@@ -116,8 +116,8 @@ def run(main, text="", arguments=None):
 
     Args:
         main: function called after the flags are parsed, with the values of
-            those that its parameters name; or of names, `*names`, which needs
-            neither flags nor TensorFlow.
+            those that its parameters name; if it takes `*names` before them,
+            with all that is no flag, and without preparing TensorFlow.
         text: str, what --help says before the flags, with an example first.
         arguments: list of str; None for those of this process.
     """
@@ -127,11 +127,13 @@ def run(main, text="", arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     text = text.strip().replace("bin/", _prefix)
     if HELP.intersection(arguments):
-        print_whole(text if _names(main) else f"{text}\n\n{_flags_text()}")
+        print_whole(f"{text}\n\n{_flags_text(main)}".strip())
         return
     if VERSION.intersection(arguments):
         print_whole(versions())
         return
+    # Names may stand before flags.
+    flags.FLAGS.set_gnu_getopt(_takes_names(main))
     example = text.partition("\n\n")[2].partition("\n\n")[0]
     hint = f" For example:\n\n{example}\n\n--help tells more." * bool(example)
 
@@ -187,21 +189,36 @@ def print_whole(text, stream=None):
     stream.flush()
 
 
-def _names(main):
-    """Returns whether a command takes names in place of flags."""
+def _takes_names(main):
+    """Returns whether a command takes names before its flags."""
     parameters = inspect.signature(main).parameters.values()
     return any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
-def _flags_text():
-    """Returns what is known of the flags of ours, a few lines."""
+def _flag_values(main):
+    """Returns the values of the flags that a command's parameters name."""
+    parameters = inspect.signature(main).parameters.values()
+    return {
+        p.name: flags.FLAGS[p.name].value
+        for p in parameters
+        if p.kind is not p.VAR_POSITIONAL
+    }
+
+
+def _flags_text(main):
+    """Returns what is known of a command's flags, a few lines; "" of none."""
+    # A command of names has no configuration.
+    wanted = set(_flag_values(main)) if _takes_names(main) else None
+    if wanted == set():
+        return ""
     described = {"verbosity": "0: also the traceback behind an error."}
     values = {"verbosity": "0"}
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         if not module.startswith("absl."):
             for flag in defined:
-                described[flag.name] = _ADDED_HELP.sub("", flag.help)
-                values[flag.name] = _value_text(flag)
+                if wanted is None or flag.name in wanted:
+                    described[flag.name] = _ADDED_HELP.sub("", flag.help)
+                    values[flag.name] = _value_text(flag)
     order = sorted(described, key=lambda n: (n == "verbosity", n not in _PATHS))
     parts = [
         f"  --{name}{values[name] and '='}{values[name]}\n"
@@ -238,16 +255,15 @@ def versions():
 
 
 def _run(main, argv):
-    if _names(main):
-        main(*argv[1:])
+    if _takes_names(main):
+        _expand_paths()
+        main(*argv[1:], **_flag_values(main))
         return
     if len(argv) > 1:
         raise UserError(f"Flags begin with --. Received: {' '.join(argv[1:])}")
     for sentence in _UNUSED:
         logging.warning("%s", sentence)
     _expand_paths()
-    values = flags.FLAGS.flag_values_dict()
-    given = {name: values[name] for name in inspect.signature(main).parameters}
     # Before Keras, which takes seconds to import: who comes second is told so.
     with _work_dir_held():
         environment.check_temporary_files()
@@ -255,7 +271,7 @@ def _run(main, argv):
         from keras_transfer import memory
 
         memory.keep_freed()
-        main(**given)
+        main(**_flag_values(main))
 
 
 def _expand_paths():

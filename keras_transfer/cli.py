@@ -16,6 +16,8 @@ _COMMANDS = {
     "export": "writes a trained model for use elsewhere",
     "reproduce": "trains all that a study needs, analyses it, writes a report",
     "init": "copies a configuration to the working directory, to edit",
+    "pack": "writes a run or a study into one archive, to share it",
+    "unpack": "checks such an archive and unpacks it",
 }
 
 
@@ -62,7 +64,7 @@ What did transfer learning give me, and where in the network is it?
 
 {listed}
 
-To begin with, ten minutes on two CPU cores, without a download:
+To begin with, 40 minutes on two CPU cores, without a download:
 
   {program} reproduce --gin_file=study_digits.gin --work_dir=study
 

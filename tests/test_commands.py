@@ -178,7 +178,7 @@ def test_without_arguments_it_says_what_to_do(tmp_path, command):
 def test_all_commands_are_listed():
     status, output, errors = _call("--help")
     assert (status, errors) == (0, "")
-    for command in (*_EXAMPLES, "init"):
+    for command in (*_EXAMPLES, "init", "pack", "unpack"):
         assert f"  {command} " in output
     assert _call()[::2] == (1, output)
     wrong = _call("tran", "--gin_file=x")
@@ -210,6 +210,60 @@ def test_configurations_are_copied(tmp_path):
     status, _, errors = _call("init", "study_fodler", cwd=tmp_path)
     assert status == 1 and "Did you mean study_folder?" in errors
     assert "Traceback" not in errors
+
+
+def test_a_run_is_packed_and_unpacked(tmp_path, finished):
+    status, output, errors = _call(
+        "pack", finished.path, "--license=CC0-1.0", cwd=tmp_path
+    )
+    assert (status, errors) == (0, "")
+    assert output.startswith("whole.zip  SHA-256 ") and "of --data" in output
+    command = output.partition("unpack it:  python -m keras_transfer ")[2]
+    unpacking = command.splitlines()[0].split()
+    status, output, errors = _call(*unpacking, "--output=theirs", cwd=tmp_path)
+    assert (status, errors) == (0, "")
+    assert "theirs/README.md says what it is" in output
+    theirs = Run(tmp_path / "theirs")
+    assert (
+        theirs.metrics_path.read_bytes() == finished.metrics_path.read_bytes()
+    )
+    status, _, errors = _call(*unpacking[:2], cwd=tmp_path)
+    assert status == 0 and (tmp_path / "whole" / "config.gin").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pack"], "One directory is packed at a time. Received: none."),
+        (["pack", "a", "b"], "Received: a b. For example: python -m keras_"),
+        (["pack", "a"], "a is neither the directory of a run nor of a study"),
+        (["pack", "--gin_fil=x", "a"], "Unknown command line flag 'gin_fil'"),
+        (["unpack"], "One archive is unpacked at a time. Received: none."),
+        (["unpack", "a.zip"], "'a.zip': No such file or directory."),
+        (["unpack", "a.zip", "--output="], "--output is empty"),
+    ],
+)
+def test_wrong_packing_ends_in_a_sentence(tmp_path, arguments, words):
+    status, output, errors = _call(*arguments, cwd=tmp_path)
+    assert (status, output) == (1, "")
+    assert words in errors and "Traceback" not in errors
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["init", "pack", "unpack"])
+def test_help_of_commands_that_take_names(command):
+    status, output, errors = _call(command, "--help")
+    assert (status, errors) == (0, "")
+    assert f"    python -m keras_transfer {command} " in output
+    flags = re.findall(r"^  --(\w+)", output, re.MULTILINE)
+    assert (
+        flags
+        == {
+            "init": [],
+            "pack": ["output", "license", "data", "verbosity"],
+            "unpack": ["output", "sha256", "verbosity"],
+        }[command]
+    )
 
 
 def test_on_a_terminal_there_are_bars(tmp_path):
