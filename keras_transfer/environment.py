@@ -16,6 +16,8 @@ from keras_transfer.errors import UserError
 # What Keras has without a keras.json.
 _FLOATX, _EPSILON, _DATA_FORMAT = "float32", 1e-7, "channels_last"
 
+# Of a warning by TensorFlow.
+_RETRACING = "triggered tf.function retracing"
 # More than the functions that TensorFlow writes out to compile them.
 _TEMPORARY_BYTES = 2**18
 
@@ -66,7 +68,8 @@ def prepare_keras():
     """Imports Keras with its own defaults, whatever ~/.keras/keras.json says.
 
     What TensorFlow says meanwhile of the processor and of drivers that are not
-    there is only shown if it fails, or does not see a GPU that is there.
+    there is only shown if it fails, or does not see a GPU that is there. What
+    it would say later of functions that are traced again is not.
 
     Raises:
         UserError: if Keras does not start with that file.
@@ -86,6 +89,8 @@ def prepare_keras():
             f"likely for what is in {folder}/keras.json. Mend or remove that "
             "file."
         ) from error
+    # An analysis compiles what it needs for each module: that is no fault.
+    tf.get_logger().addFilter(lambda record: _RETRACING not in str(record.msg))
     keras.config.set_floatx(_FLOATX)
     keras.config.set_epsilon(_EPSILON)
     keras.config.set_image_data_format(_DATA_FORMAT)

@@ -298,6 +298,19 @@ def test_banners_of_tensorflow_do_not_appear(run):
     assert run(main, prepare="", TF_CPP_MIN_LOG_LEVEL="")[::2] == (0, "")
 
 
+def test_tracing_again_is_no_warning(run):
+    main = (
+        "import tensorflow as tf\n"
+        "@tf.function\n"
+        "def f(x): return x\n"
+        "for n in range(9): f(n)\n"
+        "tf.get_logger().warning('Heard.')"
+    )
+    status, _, errors = run(main, prepare="")
+    assert status == 0
+    assert "Heard." in errors and "retracing" not in errors
+
+
 # Standard streams.
 
 _MUCH = "for i in range(9999): print('x' * 99)\n"
