@@ -242,6 +242,28 @@ def test_gray_and_colour(ours, theirs):
     assert list(report.reshaped) == ["conv1.conv/kernel"]
 
 
+def test_source_of_reversed_colours():
+    """On RGB images outputs are those of the source on BGR images."""
+    source, model = (models.fixup_resnet(5, (16, 16, 3)) for _ in range(2))
+    report = models.initialize_from(
+        model, randomize(source, seed=1), head=(), channels="bgr"
+    )
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
+    np.testing.assert_allclose(
+        model(images), source(images[..., ::-1]), rtol=1e-5
+    )
+    assert list(report.reshaped) == ["conv1.conv/kernel"]
+
+
+def test_gray_images_have_no_colours_to_reverse():
+    source, model = (models.fixup_resnet(5, (16, 16, 1)) for _ in range(2))
+    before = model.get_weights()
+    with pytest.raises(UserError, match="sees colours here and in the source"):
+        models.initialize_from(model, randomize(source, seed=1), channels="bgr")
+    for ours, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
 def test_what_was_copied_is_told():
     source = models.fixup_resnet(10, (16, 16, 1))
     model = models.fixup_resnet(3, (16, 16, 1))

@@ -3,11 +3,13 @@
 import dataclasses
 import itertools
 import re
+from typing import Literal
 
 import gin
 import keras
 import numpy as np
 
+from keras_transfer.config import schema
 from keras_transfer.errors import UserError
 from keras_transfer.models import graph, names, weight_sources
 from keras_transfer.models.modules import head as last_layer
@@ -24,6 +26,7 @@ _NO_HEADS = (
 # Heads by their names in other libraries.
 _HEADS = "fc", "head", "head.fc", "classifier", "predictions", "logits"
 _NAMED = 4  # Names that a sentence lists.
+_COLOURS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,7 @@ def initialize_from(
     source,
     head: str | tuple[str, ...] | None = None,
     weight_names: dict | None = None,
+    channels: Literal["rgb", "bgr"] = "rgb",
 ):
     """Copies the weights of a pre-trained network, except the head's.
 
@@ -103,6 +107,11 @@ def initialize_from(
             ("features.0.weight"), or from a layer ("conv1") to what holds the
             layer's weights there ("features.0"). What it does not name is
             fresh.
+        channels: the order in which the source saw the colours of an image,
+            "bgr" for weights that come from Caffe, as those that
+            keras.applications publishes of VGG and ResNet do: the channels of
+            the first kernel are then reversed, so that on RGB images the
+            outputs are the source's.
 
     Returns:
         `Initialization`, which says what was copied.
@@ -111,6 +120,7 @@ def initialize_from(
         UserError: if the source has, or the model takes of it, less than 90% of
             the weights, or a shape differs; `model` is unchanged then.
     """
+    schema.check_arguments(initialize_from, locals())
     graph.check(model)
     opened = weight_sources.open_source(source)
     if hasattr(opened, "load_model"):
@@ -134,6 +144,8 @@ def initialize_from(
         pairs = {path: pairs[path] for path in target.body if path in pairs}
         _check_fit(target, theirs, their_head, pairs, described)
     arrays, reshaped = _arrays(target, theirs, pairs, layout, described)
+    if channels == "bgr":
+        _reverse_channels(target, arrays, reshaped)
     for path, array in arrays.items():
         target.variables[path].assign(array)
     used = set(pairs.values())
@@ -467,6 +479,20 @@ def _arrays(target, theirs, pairs, layout, described):
             )
         arrays[path] = array
     return arrays, reshaped
+
+
+def _reverse_channels(target, arrays, reshaped):
+    """Has the first kernel, among arrays, take the colours the other way."""
+    first = _input_kernel(target)
+    kernel = arrays.get(first)
+    if kernel is None or kernel.shape[2] != _COLOURS or first in reshaped:
+        raise UserError(
+            "Channels can only be reversed in a first convolution that sees "
+            "colours here and in the source. Received: "
+            f"channels='bgr' for model '{target.model.name}'."
+        )
+    arrays[first] = kernel[:, :, ::-1]
+    reshaped[first] = "its channels reversed, from BGR to RGB"
 
 
 def _input_kernel(target):
