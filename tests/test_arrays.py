@@ -86,6 +86,26 @@ def test_images_of_several_sizes_and_kinds_are_brought_to_one():
     np.testing.assert_array_equal(test, np.repeat(wide[:, :, 6:14], 3, -1))
 
 
+def test_validation_images():
+    dataset = _make(validation=(IMAGES[7:], LABELS[7:]))
+    assert dataset.info.num_validation == 5
+    np.testing.assert_array_equal(
+        dataset.validation.raw_images(np.arange(5)), IMAGES[7:]
+    )
+    np.testing.assert_array_equal(dataset.validation.labels, LABELS[7:])
+    assert "validation" in dataset.fingerprint
+    with pytest.raises(UserError, match="no validation images"):
+        _make(validation=(IMAGES[:0], []))
+
+
+def test_rectangular_images():
+    dataset = _make(IMAGES[:, :6], test=(IMAGES[:5, :6], LABELS[:5]))
+    assert dataset.info.image_shape == (6, 8, 3)
+    np.testing.assert_array_equal(
+        dataset.test.raw_images(np.arange(5)), IMAGES[:5, :6]
+    )
+
+
 def test_normalization_of_its_own():
     assert not _make().has_own_normalization
     assert _make(mean=0.5).has_own_normalization

@@ -44,6 +44,26 @@ def test_random_crop_is_pad_and_slice(stored, size, padding):
         )
 
 
+def test_rectangles_are_cropped():
+    images, uniforms = _images(40, 9, 14), _uniforms(40, 22)
+    cropped = random_crop(2)(images, uniforms[:, :2], (9, 14))
+    tops, lefts = np.floor(uniforms[:, :2] * [5, 5]).astype(int).T
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    expected = [
+        image[top : top + 9, left : left + 14]
+        for image, top, left in zip(padded, tops, lefts, strict=True)
+    ]
+    np.testing.assert_array_equal(cropped, expected)
+    resized = random_resized_crop()(images, uniforms, (6, 10))
+    boxes = np.stack(crop_boxes(uniforms, 9, 14, (0.08, 1), (3 / 4, 4 / 3)), 1)
+    for image, (top, left, h, w), ours in zip(
+        images, boxes, resized, strict=True
+    ):
+        box = image[top : top + h, left : left + w]
+        expected = tf.image.resize(box, (6, 10), antialias=True)
+        np.testing.assert_allclose(ours, expected, atol=1e-3)
+
+
 def test_largest_uniform_stays_inside():
     largest = np.full((1, 2), np.nextafter(np.float32(1), np.float32(0)))
     image = _images(1, 9, 9)

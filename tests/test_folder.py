@@ -77,6 +77,49 @@ def test_folder_gives_every_image_with_its_class(root):
         assert names == [path.parent.name for path in files]
 
 
+@pytest.mark.parametrize("keep", ["decoded", "encoded"])
+def test_a_folder_of_validation_images(root, keep):
+    for i, name in enumerate(["dog", "cat", "dog"]):
+        _save(root / "val" / name / f"{i}.png", _image(seed=900 + i))
+    dataset = data.load(
+        "folder", 20, data_dir=str(root), validation_split="val", keep=keep
+    )
+    assert (dataset.info.num_train, dataset.info.num_validation) == (12, 3)
+    expected = [
+        np.asarray(pil.open(path)) for path in sorted(root.glob("val/*/*.png"))
+    ]
+    np.testing.assert_array_equal(_raw(dataset.validation), expected)
+    assert list(dataset.validation.labels) == [0, 1, 1]
+    share = data.load(
+        "folder", 20, data_dir=str(root), validation_split=0.25, keep=keep
+    )
+    assert (share.info.num_train, share.info.num_validation) == (9, 3)
+    train, validation = (
+        {image.tobytes() for image in _raw(split)}
+        for split in (share.train, share.validation)
+    )
+    assert len(train | validation) == 12
+    np.testing.assert_array_equal(_raw(share.test), _raw(dataset.test))
+    with pytest.raises(UserError, match="no folder 'valid'"):
+        data.load("folder", 20, data_dir=str(root), validation_split="valid")
+    _save(root / "val" / "cow" / "0.png", _image())
+    with pytest.raises(UserError, match="without training images.* cow"):
+        data.load("folder", 20, data_dir=str(root), validation_split="val")
+
+
+@pytest.mark.parametrize("keep", ["decoded", "encoded"])
+def test_files_are_seen_as_rectangles(root, keep):
+    _save(root / "train" / "cat" / "0.png", _image(40, 30))
+    dataset = data.load("folder", (10, 16), data_dir=str(root), keep=keep)
+    rgb = pil.open(root / "train" / "cat" / "0.png")
+    # 16 of 30 columns; of 21 rows the middle ten.
+    expected = np.asarray(rgb.resize((16, 21), pil.BILINEAR), int)[6:16]
+    assert np.abs(dataset.train.raw_images([0])[0] - expected).max() <= 1
+    for augmentation in ([], [data.random_flip()], [data.random_crop(1)]):
+        images, _ = next(iter(dataset.train_batches(4, 0, augmentation)))
+        assert images.shape == (4, 10, 16, 3)
+
+
 def test_relative_data_dir_is_kept_absolute(root, monkeypatch):
     monkeypatch.chdir(root.parent)
     dataset = data.load("folder", 8, data_dir=root.name)

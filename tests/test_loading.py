@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_transfer import data
-from keras_transfer.data.sampling import balanced_draw
+from keras_transfer.data.sampling import balanced_draw, stratified_draw
 from keras_transfer.errors import UserError
 
 NUM_EXAMPLES = {"mnist": (4500, 500), "digits": (1000, 797)}
@@ -41,6 +41,7 @@ def test_shipped_dataset(name, native):
     [
         {"name": "mnist"},
         {"name": "digits", "num_train": 30},
+        {"name": "digits", "validation_split": 0.25},
         {"name": "folder", "image_size": 8},
         {"name": "folder", "image_size": 8, "num_train": 4},
     ],
@@ -137,6 +138,103 @@ def test_balanced_draw_is_uniform_within_a_class():
         assert np.abs(deviation).max() < 4.5
 
 
+@pytest.mark.parametrize("share", [0.1, 0.25, 1 / 3])
+def test_stratified_draw_takes_each_class_alike(share):
+    labels = np.repeat([0, 1, 2, 3], [100, 3, 20, 1])
+    np.random.RandomState(0).shuffle(labels)
+    drawn = stratified_draw(labels, share, seed=0)
+    assert len(set(drawn)) == len(drawn) == round(124 * share)
+    counts = np.bincount(labels[drawn], minlength=4)
+    assert np.abs(counts - np.bincount(labels) * share).max() < 1
+    np.testing.assert_array_equal(drawn, stratified_draw(labels, share, seed=0))
+    assert set(drawn) != set(stratified_draw(labels, share, seed=1))
+    # Findings are drawn without regard to them.
+    assert len(stratified_draw(np.zeros((40, 3)), share, 0)) == round(
+        40 * share
+    )
+
+
+def test_validation_is_held_out_of_training():
+    whole = data.load("digits")
+    dataset = data.load("digits", validation_split=0.2)
+    assert (dataset.info.num_train, dataset.info.num_validation) == (800, 200)
+    assert len(dataset.train) == 800 and len(dataset.validation) == 200
+    np.testing.assert_array_equal(dataset.test.rows, whole.test.rows)
+    rows = [set(s.rows) for s in (dataset.train, dataset.validation)]
+    assert not rows[0] & rows[1]
+    assert rows[0] | rows[1] == set(whole.train.rows)
+    for split in (dataset.train, dataset.validation):
+        share = np.bincount(split.labels) / np.bincount(whole.train.labels)
+        np.testing.assert_allclose(share, len(split) / 1000, atol=0.02)
+    # Fewer training images, another draw of them: the same validation images.
+    few = data.load("digits", validation_split=0.2, num_train=50, seed=3)
+    np.testing.assert_array_equal(few.validation.rows, dataset.validation.rows)
+    assert set(few.train.rows) < rows[0]
+    other = data.load("digits", validation_split=0.2, split_seed=1)
+    assert set(other.validation.rows) != rows[1]
+    # As an evaluation sees them.
+    images, targets, weights = next(
+        iter(dataset.eval_batches("validation", 200))
+    )
+    raw = dataset.validation.raw_images(np.arange(200))
+    np.testing.assert_allclose(images, raw / 127.5 - 1, atol=1e-5)
+    np.testing.assert_array_equal(
+        np.argmax(targets, 1), dataset.validation.labels
+    )
+    assert weights.numpy().all()
+    # Recorded, and told apart.
+    again = data.load(**json.loads(json.dumps(dataset.arguments)))
+    assert again.info == dataset.info
+    assert again.fingerprint == dataset.fingerprint
+    assert set(dataset.fingerprint) == {"train", "test", "validation"}
+    assert data.differences(again, dataset.info, dataset.fingerprint) == []
+    told = data.differences(other, dataset.info, dataset.fingerprint)
+    assert any("other validation images" in text for text in told)
+    told = data.differences(whole, dataset.info, dataset.fingerprint)
+    assert "0 validation images instead of 200" in told
+
+
+def test_validation_images_have_their_blocks_moved():
+    dataset = data.load(
+        "digits", validation_split=0.2, shuffle="blocks", block_size=2
+    )
+    seen = next(iter(dataset.eval_batches("validation", 10)))[0]
+    raw = dataset.validation.raw_images(np.arange(10))
+    expected = data.block_shuffle(8, 2, 1234)(raw / 127.5 - 1)
+    np.testing.assert_allclose(seen, expected, atol=1e-5)
+
+
+def test_images_of_other_shapes_than_squares():
+    pil = pytest.importorskip("PIL.Image")
+    native = data.load("mnist").train.raw_images(np.arange(0, 4500, 300))
+    for size, shape in (((14, 20), (20, 20)), ((21, 7), (21, 21))):
+        dataset = data.load("mnist", image_size=size)
+        assert dataset.info.image_shape == (*size, 1)
+        ours = dataset.train.raw_images(np.arange(0, 4500, 300))
+        top, left = (shape[0] - size[0]) // 2, (shape[1] - size[1]) // 2
+        for image, resized in zip(native, ours, strict=True):
+            expected = pil.fromarray(image[..., 0]).resize(shape, pil.BILINEAR)
+            expected = np.asarray(expected, int)[
+                top : top + size[0], left : left + size[1]
+            ]
+            assert np.abs(resized[..., 0] - expected).max() <= 1
+        np.testing.assert_allclose(
+            data.preprocess(native, dataset.info), ours / 127.5 - 1, atol=1e-5
+        )
+    # A square given by both sides is the same.
+    assert data.load("mnist", image_size=(16, 16)).train.images is (
+        data.load("mnist", image_size=16).train.images
+    )
+    larger = data.load("mnist", image_size=(10, 20), resize=(12, 24))
+    again = data.Info(**json.loads(json.dumps(dataclasses.asdict(larger.info))))
+    assert again == larger.info and again.resize == (12, 24)
+    data.check_info(again)
+    images, _ = next(iter(larger.train_batches(8, 0, [data.random_crop(2)])))
+    assert images.shape == (8, 10, 20, 1)
+    with pytest.raises(UserError, match=r"resize=12, image_size=\(10, 20\)"):
+        data.load("mnist", image_size=(10, 20), resize=12)
+
+
 def test_arguments_and_info_survive_json():
     dataset = data.load(
         "mnist",
@@ -173,7 +271,7 @@ def test_load_is_configurable_by_gin():
     [
         (
             {"name": "minst"},
-            "no dataset 'minst'.*chexpert, digits, folder, mnist",
+            "no dataset 'minst'.*chexpert, csv, digits, folder, hugg.*, mnist",
         ),
         ({"channels": 2}, "channels=2"),
         ({"image_size": 20, "resize": 16}, "resize=16, image_size=20"),
@@ -184,6 +282,11 @@ def test_load_is_configurable_by_gin():
         ({"shuffle": "rows"}, "shuffle='rows'"),
         ({"shuffle": "blocks", "block_size": 5}, "1, 2, 4, 7, 14, 28"),
         ({"name": "folder"}, "data_dir=None"),
+        ({"validation_split": 1.0}, "between 0 and 1.*validation_split=1.0"),
+        ({"validation_split": 1e-5}, "4500 training images, 0 would.*=1e-05"),
+        ({"validation_split": "valid"}, "'mnist' has no validation .*such as"),
+        ({"image_size": (16, 0)}, r"image_size=\(16, 0\)"),
+        ({"image_size": (16,)}, "image_size must be"),
     ],
 )
 def test_mistakes_are_named(kwargs, message):

@@ -11,8 +11,9 @@ def _image(h, w, c, dtype=np.float32):
 
 
 def _blocks_by_definition(image, b, seed):
-    n = image.shape[0] // b
-    permutation = np.random.RandomState(seed).permutation(n * n)
+    n = image.shape[1] // b
+    number = n * (image.shape[0] // b)
+    permutation = np.random.RandomState(seed).permutation(number)
     output = np.empty_like(image)
     for i, source in enumerate(permutation):
         y, x = divmod(i, n)
@@ -31,6 +32,17 @@ def test_block_shuffle_follows_the_definition(block_size):
         np.testing.assert_array_equal(
             shuffled[0], _blocks_by_definition(image, block_size, seed)
         )
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+@pytest.mark.parametrize("block_size", [1, 2, 4])
+def test_blocks_of_rectangular_images(shape, block_size):
+    image = _image(*shape, 3, np.uint8)
+    shuffled = block_shuffle(shape, block_size, 7)(image[None])
+    expected = _blocks_by_definition(image, block_size, 7)
+    np.testing.assert_array_equal(shuffled[0], expected)
+    with pytest.raises(UserError, match=r"=3; use one of 1, 2, 4\."):
+        block_shuffle(shape, 3, 7)
 
 
 def test_one_block_is_the_image():

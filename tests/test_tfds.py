@@ -119,6 +119,28 @@ def test_parts_of_splits(domainnet_dir, tmp_path):
     np.testing.assert_array_equal(part.test.labels, whole.train.labels[9:])
 
 
+def test_a_split_for_validation(domainnet_dir, tmp_path, monkeypatch):
+    root, _ = domainnet_dir
+    splits = {"train_split": "train[:9]", "validation_split": "train[9:]"}
+    whole = _load("domainnet/real", root, tmp_path)
+    part = _load("domainnet/real", root, tmp_path, **splits)
+    assert _contents(part.train) == _contents(whole.train)[:9]
+    np.testing.assert_array_equal(
+        part.validation.labels, whole.train.labels[9:]
+    )
+    assert (part.info.num_test, part.info.num_validation) == (6, 3)
+    overlapping = splits | {"validation_split": "test[:2]"}
+    with pytest.raises(UserError, match="Test and validation .*overlap"):
+        _load("domainnet/real", root, tmp_path, **overlapping)
+    monkeypatch.setattr(
+        data.sources.tfds,
+        "_find_builder",
+        lambda name, _: tfds.builder(name, data_dir=str(root)),
+    )
+    counts = data.count(name="domainnet/real", validation_split=0.25)
+    assert counts == (345, 9, 6)
+
+
 def test_at_most_so_many_of_a_split_drawn_by_seed(domainnet_dir, tmp_path):
     root, _ = domainnet_dir
     whole = _load("domainnet/real", root, tmp_path)

@@ -9,6 +9,8 @@ from keras_transfer.data.pipeline import Dataset, Split
 from keras_transfer.data.preprocessing import (
     Fit,
     Info,
+    as_size,
+    both_sides,
     check_sizes,
     per_channel,
     shuffle_function,
@@ -32,6 +34,7 @@ def from_arrays(
     block_size=None,
     shuffle_seed=1234,
     name="arrays",
+    validation=None,
 ):
     """Makes a dataset of images in arrays.
 
@@ -53,13 +56,14 @@ def from_arrays(
             the labels, as `Examples` does.
         image_size: as in `load`, with `channels` and `resize`.
         channels: 1 or 3.
-        resize: side in pixels.
+        resize: side in pixels, or (height, width).
         mean: as in `load`, None for 0.5.
         std: likewise.
         shuffle: as in `load`, with `block_size` and `shuffle_seed`.
         block_size: side in pixels.
         shuffle_seed: integer seed.
         name: what to call it.
+        validation: another pair, to choose the best epoch on; None for none.
 
     Returns:
         A `Dataset`.
@@ -68,21 +72,20 @@ def from_arrays(
         UserError: if images, labels or arguments do not allow it.
     """
     check_sizes(image_size, resize, channels)
-    pairs = {
-        split: _pair(pair, split)
-        for split, pair in (("train", train), ("test", test))
-    }
+    given = {"train": train, "test": test}
+    if validation is not None:
+        given["validation"] = validation
+    pairs = {split: _pair(pair, split) for split, pair in given.items()}
     labels, class_names, multi_label = read_labels(
         {split: given for split, (_, given) in pairs.items()},
         class_names,
         multi_label,
     )
-    shapes = [images.shape[1:] for images, _ in pairs.values()]
-    fit = _common_fit(*shapes, image_size, channels, resize)
-    size = image_size or fit.resize
+    shapes = {split: images.shape[1:] for split, (images, _) in pairs.items()}
+    fit = _common_fit(shapes, image_size, channels, resize)
     info = Info(
         name=name,
-        image_shape=(size, size, fit.channels),
+        image_shape=(*both_sides(image_size or fit.resize), fit.channels),
         class_names=class_names,
         multi_label=multi_label,
         mean=per_channel("mean", 0.5 if mean is None else mean, fit.channels),
@@ -93,19 +96,20 @@ def from_arrays(
         shuffle=shuffle,
         block_size=block_size,
         shuffle_seed=shuffle_seed,
+        num_validation=len(labels.get("validation", ())),
     )
     shuffle_function(info)  # Complains now rather than in the first batch.
-    splits = (
-        Split(
+    splits = {
+        split: Split(
             # What fits into memory as it is may be as large again.
             fit_array(images, fit, images.nbytes / 2**30),
             np.arange(len(images)),
             labels[split],
         )
         for split, (images, _) in pairs.items()
-    )
+    }
     own = mean is not None or std is not None
-    return Dataset(info, *splits, has_own_normalization=own)
+    return Dataset(info, **splits, has_own_normalization=own)
 
 
 def fit_array(array, fit, memory_budget):
@@ -122,12 +126,12 @@ def fit_array(array, fit, memory_budget):
     Raises:
         UserError: if they would take more memory.
     """
-    shape = (len(array), fit.crop, fit.crop, fit.channels)
+    shape = (len(array), *both_sides(fit.crop), fit.channels)
     if np.prod(shape, dtype=float) > max(memory_budget, 4.0) * 2**30:
         raise UserError(
             f"{len(array)} images would not fit into memory at this size. "
-            f"Received: a side of {fit.crop} pixels; choose a smaller "
-            "image_size, and resize."
+            f"Received: {' x '.join(map(str, shape[1:3]))} pixels; choose a "
+            "smaller image_size, and resize."
         )
     if array.shape == shape and fit.kind == "crop":
         return Images(array)
@@ -174,24 +178,25 @@ def _pair(pair, split):
     return images, labels
 
 
-def _common_fit(shape, test_shape, image_size, channels, resize):
-    """Returns the `Fit` for training images and test images."""
-    sides = {*shape[:2], *test_shape[:2]}
-    stored_size = (
-        resize or image_size or (sides.pop() if len(sides) == 1 else 0)
-    )
-    if not stored_size:
-        raise UserError(
-            "Images are squares of one size, unless you say which. Received: "
-            f"training images of {shape[0]} x {shape[1]} and test images of "
-            f"{test_shape[0]} x {test_shape[1]} pixels; set image_size."
+def _common_fit(shapes, image_size, channels, resize):
+    """Returns the `Fit` for images of all splits, given {split: shape}."""
+    sizes = {shape[:2] for shape in shapes.values()}
+    if not (resize or image_size or len(sizes) == 1):
+        given = " and ".join(
+            f"{split} images of {height} x {width}"
+            for split, (height, width, _) in shapes.items()
         )
+        raise UserError(
+            "Images are of one size, unless you say which. Received: "
+            f"{given} pixels; set image_size."
+        )
+    size = as_size(resize or image_size or sizes.pop())
     # Without alpha.
-    own = {(c - 1) // 2 * 2 + 1 for c in (shape[-1], test_shape[-1])}
+    own = {(shape[-1] - 1) // 2 * 2 + 1 for shape in shapes.values()}
     if channels is None and len(own) > 1:
+        given = " and ".join(str(shape[-1]) for shape in shapes.values())
         raise UserError(
-            "Training and test images are all gray or all colour. Received: "
-            f"{shape[-1]} and {test_shape[-1]} channels; set channels to 1 or "
-            "3."
+            "Images are all gray or all colour. Received: splits of "
+            f"{given} channels; set channels to 1 or 3."
         )
-    return Fit("crop", stored_size, stored_size, channels or own.pop())
+    return Fit("crop", size, size, channels or own.pop())

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import gin
 import tensorflow as tf
 
+from keras_transfer.data.preprocessing import both_sides
 from keras_transfer.errors import UserError
 
 _TRIES = 10  # Of torchvision's RandomResizedCrop, before it falls back.
@@ -25,8 +26,9 @@ class Augmentation:
     Attributes:
         num_uniforms: number of random numbers it needs for each image.
         function: takes images [b, h, w, c] (uint8, or float in 0..255),
-            float32 uniforms [b, num_uniforms] in [0, 1) and the side `size`
-            of the model's input in pixels; returns images of the same range.
+            float32 uniforms [b, num_uniforms] in [0, 1) and the `size`
+            (height, width) of the model's input; returns images of the same
+            range.
     """
 
     num_uniforms: int
@@ -34,7 +36,7 @@ class Augmentation:
 
     def __call__(self, images, uniforms, size):
         """Augments one batch; see the attributes for the arguments."""
-        return self.function(images, uniforms, size)
+        return self.function(images, uniforms, both_sides(size))
 
 
 def check_augmentation(augmentation):
@@ -55,7 +57,7 @@ def augment(augmentation, images, uniforms, size):
         augmentation: the sequence.
         images: [b, h, w, c], as `Augmentation` takes them.
         uniforms: float32 [b, k] in [0, 1), k the sum of their `num_uniforms`.
-        size: side of the model's input in pixels.
+        size: (height, width) of the model's input in pixels.
 
     Returns:
         Images of the same range.
@@ -91,10 +93,10 @@ def random_flip() -> Augmentation:
 
 @gin.configurable
 def random_crop(padding: int) -> Augmentation:
-    """Pads images with zeros on all sides and crops a random square.
+    """Pads images with zeros on all sides and crops at random.
 
     Args:
-        padding: pixels added on each side. The crop has the side of the
+        padding: pixels added on each side. The crop has the size of the
             model's input.
 
     Returns:
@@ -113,8 +115,9 @@ def random_crop(padding: int) -> Augmentation:
         images = tf.pad(images, [[0, 0], edge, edge, [0, 0]])
         room = tf.shape(images)[1:3] - size + 1
         start = tf.cast(uniforms * tf.cast(room, tf.float32), tf.int32)
-        rows = start[:, :1] + tf.range(size)
-        columns = start[:, 1:] + tf.range(size)
+        height, width = size
+        rows = start[:, :1] + tf.range(height)
+        columns = start[:, 1:] + tf.range(width)
         images = tf.gather(images, rows, axis=1, batch_dims=1)
         return tf.gather(images, columns, axis=2, batch_dims=1)
 
@@ -156,7 +159,7 @@ def random_resized_crop(
             lambda x: _resize_box(*x, size),
             (images, *boxes),
             fn_output_signature=tf.TensorSpec(
-                [size, size, images.shape[-1]], tf.float32
+                [*size, images.shape[-1]], tf.float32
             ),
         )
 
@@ -289,5 +292,5 @@ def crop_boxes(uniforms, height, width, scale, ratio):
 def _resize_box(image, top, left, h, w, size):
     """Resizes one rectangle of one image [height, width, c]."""
     box = image[top : top + h, left : left + w]
-    resized = tf.image.resize(box, [size, size], antialias=True)
-    return tf.ensure_shape(resized, [size, size, image.shape[-1]])
+    resized = tf.image.resize(box, size, antialias=True)
+    return tf.ensure_shape(resized, [*size, image.shape[-1]])

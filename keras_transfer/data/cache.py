@@ -36,7 +36,7 @@ class Images:
     """Images of one size, fetched by their rows.
 
     Attributes:
-        array: uint8 [n, size, size, c], memory-mapped or a read-only view of
+        array: uint8 [n, h, w, c], memory-mapped or a read-only view of
             a tensor.
 
     Args:
@@ -89,7 +89,7 @@ class Images:
             rows: integer tensor [b].
 
         Returns:
-            uint8 tensor [b, size, size, c].
+            uint8 tensor [b, h, w, c].
         """
         if self.in_memory:
             return tf.gather(self._tensor, rows)
@@ -133,7 +133,7 @@ def store(shape, fill, key, memory_budget, cache_dir=None):
     """Fills an array of images, in memory or else in a cache file.
 
     Args:
-        shape: `(n, size, size, c)`.
+        shape: `(n, h, w, c)`.
         fill: function that writes all images into the uint8 array it is given
             and returns {name: array [n]}, what there is to know of each; of
             these "contents" goes to `Images`.

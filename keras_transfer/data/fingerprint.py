@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_transfer.data.preprocessing import Info
 
-_SPLITS = {"train": "training", "test": "test"}
+_SPLITS = {"train": "training", "test": "test", "validation": "validation"}
 
 
 def fingerprint(splits):
@@ -65,7 +65,7 @@ def differences(dataset, info, recorded):
         number = getattr(dataset.info, f"num_{split}")
         expected = getattr(info, f"num_{split}")
         then = recorded.get(split, {})
-        now = dataset.fingerprint[split] if then else {}
+        now = dataset.fingerprint.get(split, {}) if then else {}
         if number != expected:
             found.append(f"{number} {adjective} images instead of {expected}")
         elif now.get("images") != then.get("images"):

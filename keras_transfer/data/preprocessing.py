@@ -24,6 +24,20 @@ _MAX_SIDE = 2**14
 _LUMA = (0.299, 0.587, 0.114)
 
 
+Size = int | tuple[int, int]
+
+
+def both_sides(size):
+    """Returns (height, width) of a size, or of the square of such a side."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def as_size(size):
+    """Returns a size in its simplest form: of a square, the side."""
+    height, width = both_sides(size)
+    return height if height == width else (height, width)
+
+
 @dataclasses.dataclass(frozen=True)
 class Info:
     """What a dataset is and how its images become model inputs.
@@ -39,13 +53,15 @@ class Info:
         mean: mean per channel, in units of pixel / 255.
         std: standard deviation per channel, in units of pixel / 255.
         resize: side in pixels to which the shorter side of an image (for
-            "xray", the longer) is resized before any crop.
+            "xray", the longer) is resized before any crop; or (height, width),
+            which images are resized to cover.
         num_train: number of training examples.
         num_test: number of test examples.
         shuffle: None, "blocks", "pixels" or "channels".
         block_size: side of a block in pixels, for "blocks".
         shuffle_seed: seed of the shuffle's permutation.
         fit: how images are brought to one size, see `Fit.kind`.
+        num_validation: number of validation examples.
     """
 
     name: str
@@ -54,18 +70,21 @@ class Info:
     multi_label: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    resize: int
+    resize: Size
     num_train: int
     num_test: int
     shuffle: str | None = None
     block_size: int | None = None
     shuffle_seed: int = 1234
     fit: str = "crop"
+    num_validation: int = 0
 
     def __post_init__(self):
         """Turns JSON's lists back into tuples."""
         for name in ("image_shape", "class_names", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.resize, list):
+            object.__setattr__(self, "resize", tuple(self.resize))
 
 
 def check_info(info):
@@ -75,21 +94,24 @@ def check_info(info):
         info: the `Info`.
     """
     height, width, _ = info.image_shape
-    whole = [*info.image_shape, info.resize, info.num_train, info.num_test]
+    resize = both_sides(info.resize)
+    numbers = [info.num_train, info.num_test, info.num_validation]
+    whole = [*info.image_shape, *resize, *numbers]
     scale = [*info.mean, *info.std]
     checks = {
-        "image_shape, resize, num_train or num_test": all(
+        "image_shape, resize or number of examples": all(
             type(x) is int and x >= 0 for x in whole
         )
-        and min(*info.image_shape, info.resize) >= 1
-        and max(height, width, info.resize) <= _MAX_SIDE,
+        and min(*info.image_shape, *resize) >= 1
+        and max(height, width, *resize) <= _MAX_SIDE,
         "mean or std": len(info.mean) == len(info.std) == info.image_shape[-1]
         and all(isinstance(x, (int, float)) for x in scale)
         and bool(np.isfinite(scale).all())
         and min(info.std) > 0,
         "class_names": bool(info.class_names)
         and all(isinstance(name, str) for name in info.class_names),
-        "fit": info.fit in ("crop", "xray"),
+        "fit": info.fit == "crop"
+        or (info.fit == "xray" and type(info.resize) is int),
         "multi_label": isinstance(info.multi_label, bool),
         "shuffle": info.shuffle in (None, "blocks", "pixels", "channels")
         and (info.shuffle == "blocks") == (info.block_size is not None),
@@ -107,17 +129,18 @@ class Fit:
     """Gives images of any size the size and channels they are stored with.
 
     Attributes:
-        kind: "crop": the shorter side is resized to `resize` (antialiased
-            bilinear) and a central square cut out; "xray": the pipeline of
-            `xray.fit`, the longer side resized to `resize`.
-        resize: side in pixels.
-        crop: side in pixels of the central square that is kept.
+        kind: "crop": the image is resized to cover `resize`, the shorter side
+            of a square (antialiased bilinear), and what stands out on two
+            sides cut off; "xray": the pipeline of `xray.fit`, the longer side
+            resized to `resize`.
+        resize: side in pixels, or (height, width).
+        crop: likewise, of the central part that is kept.
         channels: 1 or 3.
     """
 
     kind: str
-    resize: int
-    crop: int
+    resize: Size
+    crop: Size
     channels: int
 
     @property
@@ -133,7 +156,7 @@ class Fit:
                 float in 0..255.
 
         Returns:
-            uint8 [crop, crop, channels] or [n, crop, crop, channels].
+            uint8 [h, w, channels] or [n, h, w, channels], (h, w) being `crop`.
         """
         if len(images.shape) == 3:
             return self(images[None])[0]
@@ -143,14 +166,14 @@ class Fit:
             images = convert_channels(images, self.channels)
         else:
             images = convert_channels(images, self.channels)
-            images = _resize_and_crop(images, self.resize)
-        return to_uint8(center_crop(images, self.crop))
+            images = _resize_and_crop(images, both_sides(self.resize))
+        return to_uint8(center_crop(images, both_sides(self.crop)))
 
 
 def preprocess(images, info):
     """Applies a dataset's evaluation transform to raw images.
 
-    `Fit` (shorter side to `info.resize`, centre crop, channels; rounded to
+    `Fit` (resized to cover `info.resize`, centre crop, channels; rounded to
     whole levels, as stored images are), normalization and the dataset's
     shuffle.
 
@@ -166,43 +189,49 @@ def preprocess(images, info):
     Raises:
         tf.errors.InvalidArgumentError: if images are too large or too long.
     """
-    size, _, channels = info.image_shape
-    sides = tf.shape(images)[1:3]
+    *size, channels = info.image_shape
+    given = tf.shape(images)[1:3]
     with tf.control_dependencies(
         [
             tf.debugging.Assert(
-                has_usual_sides(sides),
+                has_usual_sides(given),
                 [
                     f"Images have at most {MAX_PIXELS} pixels, and one side at "
                     f"most {MAX_RATIO} times the other. Received: sides",
-                    sides,
+                    given,
                 ],
             )
         ]
     ):
         images = tf.identity(images)
-    return normalize(Fit(info.fit, info.resize, size, channels)(images), info)
+    fit = Fit(info.fit, info.resize, tuple(size), channels)
+    return normalize(fit(images), info)
 
 
 def _resize_and_crop(images, size):
-    """Resizes the shorter side to `size` and crops the longer one."""
-    if images.shape[1:3] == (size, size):
+    """Resizes images until they cover (height, width), and crops the rest."""
+    if images.shape[1:3] == size:
         return images
-    sides = tf.shape(images)[1:3]
+    given = tf.shape(images)[1:3]
+    height, width = size
 
     def resize():
-        # The longer side is truncated, not rounded, as in torchvision.
-        target = size * sides // tf.reduce_min(sides)
+        # Of a square, the shorter side becomes its side.
+        by_height = height * given[1] >= width * given[0]
+        new = tf.where(by_height, height, width)
+        old = tf.where(by_height, given[0], given[1])
+        # The other side is truncated, not rounded, as in torchvision.
+        target = new * given // old
         resized = tf.image.resize(images, target, antialias=True)
         return center_crop(resized, size)
 
     # Worth asking: for small images resizing costs more than decoding.
     images = tf.cond(
-        tf.reduce_all(sides == size),
+        tf.reduce_all(given == size),
         lambda: tf.cast(images, tf.float32),
         resize,
     )
-    return tf.ensure_shape(images, [None, size, size, None])
+    return tf.ensure_shape(images, [None, *size, None])
 
 
 def to_uint8(images):
@@ -213,12 +242,13 @@ def to_uint8(images):
 
 
 def center_crop(images, size):
-    """Crops images [..., h, w, c] to [..., size, size, c]."""
-    if images.shape[-3:-1] == (size, size):
+    """Crops images [..., h, w, c] to [..., *size, c]; size: (height, width)."""
+    if images.shape[-3:-1] == size:
         return images
-    sides = tf.cast(tf.shape(images)[-3:-1], tf.float32)
-    top, left = tf.unstack(tf.cast(tf.round((sides - size) / 2), tf.int32))
-    return images[..., top : top + size, left : left + size, :]
+    height, width = size
+    given = tf.cast(tf.shape(images)[-3:-1], tf.float32)
+    top, left = tf.unstack(tf.cast(tf.round((given - size) / 2), tf.int32))
+    return images[..., top : top + height, left : left + width, :]
 
 
 def normalize(images, info):
@@ -263,7 +293,7 @@ def shuffle_function(info):
         )
     if info.shuffle == "blocks":
         return shuffles.block_shuffle(
-            info.image_shape[0], info.block_size, info.shuffle_seed
+            info.image_shape[:2], info.block_size, info.shuffle_seed
         )
     if info.shuffle == "pixels":
         return shuffles.pixel_shuffle(info.image_shape, info.shuffle_seed)
@@ -299,12 +329,13 @@ def check_sizes(image_size, resize, channels):
     """Raises a `UserError` unless images can be of these sizes.
 
     Args:
-        image_size: side in pixels of what the model sees, or None.
-        resize: side in pixels of what is stored, or None.
+        image_size: side in pixels, or (height, width), of what the model sees,
+            or None.
+        resize: likewise, of what is stored.
         channels: 1, 3 or None.
     """
-    for side in (image_size, resize):
-        if side is not None and side < 1:
+    for size in (image_size, resize):
+        if size is not None and min(both_sides(size)) < 1:
             raise UserError(
                 "Images have sides of at least 1 pixel. Received: "
                 f"image_size={image_size}, resize={resize}."
@@ -314,7 +345,11 @@ def check_sizes(image_size, resize, channels):
             "Images have 1 channel (gray) or 3 (colour). "
             f"Received: channels={channels}."
         )
-    if resize and image_size and image_size > resize:
+    if (
+        resize
+        and image_size
+        and np.greater(both_sides(image_size), both_sides(resize)).any()
+    ):
         raise UserError(
             "Stored images are smaller than what the model is to see. "
             f"Received: resize={resize}, image_size={image_size}; make resize "

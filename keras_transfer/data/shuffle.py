@@ -9,6 +9,8 @@ images [..., h, w, c], of any dtype, usable in `tf.data`. Output element `i`
 is input element `permutation[i]`.
 """
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
@@ -16,42 +18,44 @@ from keras_transfer.errors import UserError
 
 
 def block_shuffle(image_size, block_size, seed):
-    """Cuts square images into blocks and permutes the blocks.
+    """Cuts images into square blocks and permutes the blocks.
 
     Args:
-        image_size: side of the image in pixels.
+        image_size: side of the image in pixels, or (height, width).
         block_size: side of a block in pixels; must divide `image_size`.
-        seed: seed of the permutation of the `(image_size / block_size)**2`
-            blocks, counted in row-major order.
+        seed: seed of the permutation of the blocks, (image_size /
+            block_size)**2 of a square, counted in row-major order.
 
     Returns:
-        A function of images [..., image_size, image_size, c].
+        A function of images [..., height, width, c].
 
     Raises:
         UserError: if `block_size` does not divide `image_size`.
     """
-    if block_size < 1 or image_size % block_size:
-        sizes = [b for b in range(1, image_size + 1) if image_size % b == 0]
+    height, width = (
+        (image_size,) * 2 if isinstance(image_size, int) else image_size
+    )
+    whole = math.gcd(height, width)
+    if block_size < 1 or whole % block_size:
+        sizes = [b for b in range(1, whole + 1) if whole % b == 0]
         raise UserError(
             f"Blocks of {block_size} pixels do not tile an image of "
             f"{image_size}. Received: block_size={block_size}; use one of "
             f"{', '.join(map(str, sizes))}."
         )
-    per_side = image_size // block_size
-    permutation = np.random.RandomState(seed).permutation(per_side**2)
-    # An image row is `per_side` runs of `block_size` pixels, and a block is
+    rows, columns = height // block_size, width // block_size
+    permutation = np.random.RandomState(seed).permutation(rows * columns)
+    # An image row is `columns` runs of `block_size` pixels, and a block is
     # made of whole runs: one gather of runs moves all blocks, no transposes.
-    runs = np.arange(image_size * per_side).reshape(
-        per_side, block_size, per_side
-    )
-    blocks = runs.transpose(0, 2, 1).reshape(per_side**2, block_size)
-    source = blocks[permutation].reshape(per_side, per_side, block_size)
+    runs = np.arange(height * columns).reshape(rows, block_size, columns)
+    blocks = runs.transpose(0, 2, 1).reshape(rows * columns, block_size)
+    source = blocks[permutation].reshape(rows, columns, block_size)
     source = source.transpose(0, 2, 1).reshape(-1)
 
     def shuffle(images):
-        shape = _static_shape(images, (image_size, image_size, None))
+        shape = _static_shape(images, (height, width, None))
         flat = tf.reshape(
-            images, [-1, image_size * per_side, block_size * shape[-1]]
+            images, [-1, height * columns, block_size * shape[-1]]
         )
         return _restore(tf.gather(flat, source, axis=1), images)
 

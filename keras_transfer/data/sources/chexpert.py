@@ -1,10 +1,10 @@
 """CheXpert (Irvin et al. 2019) as the paper uses it (section 3)."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.data.csv_files import read_rows
 from keras_transfer.data.sources.registry import Found, register
 from keras_transfer.errors import UserError
 
@@ -106,51 +106,14 @@ def _read_csv(data_dir, name):
             f"data_dir={data_dir!r}. {_INSTRUCTIONS}"
         )
     table = Path(data_dir, name)
-    try:
-        # Spreadsheets put a byte order mark in front.
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            _check_columns(rows.fieldnames or (), table)
-            return _parse(rows, data_dir, table)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{table} is not a table of comma-separated text. Received: "
-            f"{error}. {_INSTRUCTIONS}"
-        ) from error
-
-
-def _check_columns(columns, table):
-    missing = {"Path", *FINDINGS} - set(columns)
-    if missing:
-        raise UserError(
-            f"{table} lacks columns: {', '.join(sorted(missing))}. "
-            f"Received: {', '.join(columns)[:500]}. {_INSTRUCTIONS}"
-        )
-    twice = [name for name in FINDINGS if columns.count(name) > 1]
-    if twice or columns.count("Path") > 1:
-        raise UserError(
-            f"{table} has two columns of one name. Received: "
-            f"{', '.join(columns)[:500]}. {_INSTRUCTIONS}"
-        )
-
-
-def _parse(rows, data_dir, table):
-    """Returns the paths and labels in a `csv.DictReader`'s rows."""
     paths, labels = [], []
-    for row in rows:
-        # What is too many or lacking stands under, or is, None.
-        if None in row or None in row.values():
-            raise UserError(
-                f"{table} has a row of more or fewer cells than columns, "
-                f"line {rows.line_num}. Received: {row['Path'][:200]}. Unpack "
-                "the archive again."
-            )
+    for line, row in read_rows(table, ("Path", *FINDINGS), _INSTRUCTIONS):
         # The path begins with the name of the archive's folder.
         parts = Path(row["Path"]).parts[1:]
         if not parts or "\0" in row["Path"]:
             raise UserError(
                 f"{table} must name an image in every row, as <folder>/<path>. "
-                f"Received: {row['Path']!r} in line {rows.line_num}."
+                f"Received: {row['Path']!r} in line {line}."
             )
         paths.append(Path(data_dir, *parts))
         labels.append([_label(row, finding, table) for finding in FINDINGS])

@@ -1,5 +1,6 @@
 """A folder of images, `<root>/{train,test}/<class>/*`."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _LAYOUT = "Expected <root>/{train,test}/<class>/<image files>."
 
 
 @register("folder", needs_every_class=True)
-def find_folder(data_dir):
+def find_folder(data_dir, validation_split):
     """Finds the images of a folder.
 
     Hidden files and anything deeper than `<split>/<class>/<file>` are left
@@ -21,13 +22,14 @@ def find_folder(data_dir):
 
     Args:
         data_dir: folder with `train` and `test`, each with a folder a class.
+        validation_split: name of another such folder, or None.
 
     Returns:
         A `Found`, each split sorted by class and name.
 
     Raises:
-        UserError: if a part of the layout is missing, a class is empty, or a
-            test class is unknown in training.
+        UserError: if a part of the layout is missing, a class is empty, or
+            another split has a class that is unknown in training.
     """
     if data_dir is None:
         raise UserError(
@@ -40,18 +42,23 @@ def find_folder(data_dir):
             f"There is no image folder {root}. {_LAYOUT} Received: "
             f"data_dir={str(root)!r}."
         )
-    classes = {split: _subfolders(root, split) for split in ("train", "test")}
-    unknown = sorted(set(classes["test"]) - set(classes["train"]))
+    folders = {"train": "train", "test": "test"}
+    if validation_split is not None:
+        folders["validation"] = validation_split
+    classes = {split: _subfolders(root, f) for split, f in folders.items()}
+    unknown = sorted(
+        {*itertools.chain(*classes.values())} - {*classes["train"]}
+    )
     if unknown:
         raise UserError(
-            f"Test classes without training images in {root}. Received: "
+            f"Classes without training images in {root}. Received: "
             f"{some([_text(name) for name in unknown])}. Remove them or add "
             "them to train."
         )
     class_names = [_text(name) for name in classes["train"]]
     splits = {}
     for split, names in classes.items():
-        per_class = [_files(root / split / name) for name in names]
+        per_class = [_files(root / folders[split] / name) for name in names]
         index = [classes["train"].index(name) for name in names]
         files = [file for group in per_class for file in group]
         counts = [len(group) for group in per_class]

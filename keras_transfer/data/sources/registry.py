@@ -3,12 +3,16 @@
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from keras_transfer.data.image_files import ImageFiles
+from keras_transfer.data.preprocessing import Size
+from keras_transfer.data.sampling import stratified_draw
 from keras_transfer.errors import UserError
 
 _SOURCES = {}
@@ -32,7 +36,7 @@ def not_fetching():
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
-    """The images and labels of a data set, training and test in one list.
+    """The images and labels of a data set, all splits in one list.
 
     Attributes:
         class_names: one name a class or finding.
@@ -40,38 +44,79 @@ class Found:
             [n, h, w, c].
         labels: class indices int32 [n], or for multi-label data float32
             [n, num_classes] of zeros and ones.
-        is_test: bool [n]; the others are for training.
-        image_size: side in pixels, if images are square and of one size.
+        is_test: bool [n].
+        image_size: side in pixels, or (height, width), if images are of one
+            size.
         channels: 1 or 3, of the images' own; None for the source's.
+        is_validation: bool [n]; None if there is no such split. The others are
+            for training.
     """
 
     class_names: tuple[str, ...]
     images: Sequence[str] | ImageFiles | np.ndarray
     labels: np.ndarray
     is_test: np.ndarray
-    image_size: int | None = None
+    image_size: Size | None = None
     channels: int | None = None
+    is_validation: np.ndarray | None = None
+
+    @property
+    def is_train(self):
+        """Which are for training, bool [n]."""
+        if self.is_validation is None:
+            return ~self.is_test
+        return ~(self.is_test | self.is_validation)
 
     @classmethod
-    def of_splits(cls, class_names, train, test, **attributes):
-        """Returns what is found as two splits.
+    def of_splits(cls, class_names, train, test, validation=None, **attributes):
+        """Returns what is found as two or three splits.
 
         Args:
             class_names: one name a class or finding.
             train: pair of images and labels, in any form of these.
             test: another, in the same form.
+            validation: another, or None.
             **attributes: `image_size` and `channels`.
         """
-        (images, labels), (test_images, test_labels) = train, test
-        if isinstance(images, ImageFiles):
-            images = images.concatenate(test_images)
-        elif isinstance(images, np.ndarray):
-            images = np.concatenate([images, test_images])
+        splits = [train, test] + ([validation] if validation else [])
+        images, labels = zip(*splits, strict=True)
+        split = np.repeat(np.arange(len(splits)), [len(x) for x in labels])
+        if isinstance(images[0], ImageFiles):
+            images = functools.reduce(ImageFiles.concatenate, images)
+        elif isinstance(images[0], np.ndarray):
+            images = np.concatenate(images)
         else:
-            images = [*images, *test_images]
-        is_test = np.arange(len(images)) >= len(labels)
-        labels = np.concatenate([labels, test_labels])
-        return cls(tuple(class_names), images, labels, is_test, **attributes)
+            images = [*itertools.chain(*images)]
+        return cls(
+            tuple(class_names),
+            images,
+            np.concatenate(labels),
+            split == 1,
+            is_validation=split == 2 if validation else None,
+            **attributes,
+        )
+
+    def hold_out(self, share, seed):
+        """Returns the same with a share of the training images for validation.
+
+        Args:
+            share: float in (0, 1), of each class alike.
+            seed: integer seed.
+
+        Raises:
+            UserError: if that is none of them, or all.
+        """
+        training = np.flatnonzero(self.is_train)
+        drawn = stratified_draw(self.labels[training], share, seed)
+        if not 0 < len(drawn) < len(training):
+            raise UserError(
+                f"Of {len(training)} training images, {len(drawn)} would be "
+                f"for validation. Received: validation_split={share}; choose a "
+                "share that leaves some for either."
+            )
+        is_validation = np.zeros(len(self.labels), bool)
+        is_validation[training[drawn]] = True
+        return dataclasses.replace(self, is_validation=is_validation)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

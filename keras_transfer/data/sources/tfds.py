@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.cache import cached
-from keras_transfer.data.image_files import ImageFiles, digest
+from keras_transfer.data.image_files import ImageFiles, copy_images, digest
 from keras_transfer.data.sources import registry
 from keras_transfer.data.sources.registry import Found, names, register
 from keras_transfer.errors import UserError
@@ -68,6 +68,7 @@ def find_tfds(
     split_size,
     split_seed,
     cache_dir,
+    validation_split,
 ):
     """Finds the encoded images and the labels of a dataset.
 
@@ -79,6 +80,7 @@ def find_tfds(
         split_size: how many examples of either split are drawn; None for all.
         split_seed: seed of that draw: NumPy's `RandomState`.
         cache_dir: where positions (or a copy) are kept, see `cached`.
+        validation_split: name of another split, or None.
 
     Returns:
         A `Found`.
@@ -87,38 +89,43 @@ def find_tfds(
         UserError: as `open_builder` and `read_split`.
     """
     builder = open_builder(name, data_dir)
-    splits = train_split, test_split or default_test_split(builder)
-    _check_apart(builder, *splits)
-    train, test = (
-        _draw(*read_split(builder, split, cache_dir), split_size, split_seed)
-        for split in splits
-    )
+    splits = {
+        "train": train_split,
+        "test": test_split or default_test_split(builder),
+    }
+    if validation_split is not None:
+        splits["validation"] = validation_split
+    for pair in itertools.combinations(splits, 2):
+        _check_apart(builder, {name: splits[name] for name in pair})
+    read = {
+        name: _draw(
+            *read_split(builder, split, cache_dir), split_size, split_seed
+        )
+        for name, split in splits.items()
+    }
     height, width, channels = image_shape(builder)
     return Found.of_splits(
         class_names(builder),
-        train,
-        test,
-        image_size=height if height == width else None,
+        **read,
+        image_size=(height, width) if height and width else None,
         channels=channels,
     )
 
 
-def _check_apart(builder, train_split, test_split):
-    """Raises a `UserError` if two splits share examples."""
+def _check_apart(builder, splits):
+    """Raises a `UserError` if two splits, by what they are for, overlap."""
     if not builder.info.splits:
         return
-    train, test = (
-        _instructions(builder, split) for split in (train_split, test_split)
-    )
-    for a, b in itertools.product(train, test):
+    instructions = (_instructions(builder, split) for split in splits.values())
+    for a, b in itertools.product(*instructions):
         if a.filename == b.filename and max(a.skip, b.skip) < min(
             _end(a), _end(b)
         ):
+            given = ", ".join(f"{k}_split={v!r}" for k, v in splits.items())
             raise UserError(
-                "Training and test examples have to be others, and these "
-                f"splits overlap. Received: train_split={train_split!r}, "
-                f"test_split={test_split!r}; bind them to parts such as "
-                "'train[:80%]' and 'train[80%:]'."
+                f"{' and '.join(splits).capitalize()} examples have to be "
+                f"others, and these splits overlap. Received: {given}; bind "
+                "them to parts such as 'train[:80%]' and 'train[80%:]'."
             )
 
 
@@ -412,30 +419,11 @@ def _encoded(builder, split):
 
 def _copied(builder, split, cache_dir):
     """Copies encoded images into one file."""
-    from tqdm import tqdm
-
     image_key, label_key = builder.info.supervised_keys
 
-    def write(folder):
-        examples = _encoded(builder, split)
-        lengths, labels = [], []
-        with open(folder / "images.bin", "wb") as file:
-            for example in tqdm(
-                examples, "Copying images", delay=2, disable=None, leave=None
-            ):
-                content = bytes(example[image_key])
-                file.write(content)
-                lengths.append(len(content))
-                labels.append(int(example[label_key]))
-        table = np.array([lengths, labels], np.int64).reshape(2, -1)
-        np.save(folder / "index.npy", table)
-
-    def read(folder):
-        lengths, labels = np.load(folder / "index.npy", allow_pickle=False)
-        path = folder / "images.bin"
-        if path.stat().st_size != lengths.sum():
-            raise ValueError(f"{path} has not the length it should have")
-        return str(path), lengths, labels
+    def pairs():
+        for example in _encoded(builder, split):
+            yield bytes(example[image_key]), int(example[label_key])
 
     key = [builder.info.full_name, str(builder.data_dir), split]
     if builder.info.splits:
@@ -445,12 +433,4 @@ def _copied(builder, split, cache_dir):
             paths = [str(i.filename) for i in instructions]
             key.append(digest(filter(os.path.exists, paths)))
     num_bytes = builder.info.dataset_size or 0
-    path, lengths, labels = cached(key, write, read, num_bytes, cache_dir)
-    images = ImageFiles(
-        (path,),
-        digest([path]),
-        np.zeros(len(lengths), np.int64),
-        np.cumsum(lengths) - lengths,
-        lengths,
-    )
-    return images, labels.astype(np.int32)
+    return copy_images(pairs, key, num_bytes, cache_dir)
