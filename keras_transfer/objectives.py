@@ -14,7 +14,9 @@ import tensorflow as tf
 from keras_transfer.errors import UserError
 
 
-def example_losses(targets, logits, multi_label):
+def example_losses(
+    targets, logits, multi_label, label_smoothing=0.0, class_weights=None
+):
     """Returns each example's loss in nats, float32 [n].
 
     Classification: cross-entropy of the softmax. Multi-label: mean over the
@@ -24,6 +26,11 @@ def example_losses(targets, logits, multi_label):
         targets: float [n, K].
         logits: float [n, K], any precision; computed in float32.
         multi_label: bool.
+        label_smoothing: float in [0, 1], how much of each target is spread
+            over all classes (Szegedy et al. 2016), or of a finding's to 0.5.
+        class_weights: float32 [K], what losses are multiplied by, by class of
+            the example (of a mixed one, by the mean of its classes); None for
+            1.
     """
     logits = tf.cast(logits, tf.float32)
     loss = (
@@ -31,7 +38,53 @@ def example_losses(targets, logits, multi_label):
         if multi_label
         else keras.losses.categorical_crossentropy
     )
-    return loss(targets, logits, from_logits=True)
+    losses = loss(
+        targets, logits, from_logits=True, label_smoothing=label_smoothing
+    )
+    if class_weights is None:
+        return losses
+    return losses * tf.linalg.matvec(targets, class_weights)
+
+
+def weights_of_classes(given, labels, info):
+    """Returns what the loss of each class is multiplied by, float32 [K].
+
+    Args:
+        given: "balanced": in inverse proportion to how many training examples
+            a class has, with a mean of 1 over examples (scikit-learn's rule);
+            or {class name: weight}, where a class that is left out has 1.
+        labels: integer class indices [n] of the training examples.
+        info: the dataset's `data.Info`.
+
+    Raises:
+        UserError: if classes are not exclusive, one is unknown, or a weight is
+            not a number of at least 0.
+    """
+    if info.multi_label:
+        raise UserError(
+            "Class weights are for data of one class an image. Received: "
+            f"class_weights={given!r} for {info.name!r}, of several findings; "
+            "leave it out."
+        )
+    weights = np.ones(len(info.class_names), np.float32)
+    if given == "balanced":
+        from sklearn.utils.class_weight import compute_class_weight
+
+        present = np.unique(labels)
+        weights[present] = compute_class_weight(
+            "balanced", classes=present, y=labels
+        )
+        return weights
+    for name, weight in given.items():
+        is_number = isinstance(weight, (int, float)) and weight >= 0
+        if name not in info.class_names or not is_number:
+            raise UserError(
+                "Class weights are a number of at least 0 for a class of the "
+                f"data. Received: {name!r}: {weight!r}; the classes are "
+                f"{', '.join(info.class_names)[:500]}."
+            )
+        weights[info.class_names.index(name)] = weight
+    return weights
 
 
 def example_accuracy(targets, logits, multi_label):

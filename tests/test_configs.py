@@ -165,6 +165,21 @@ def test_config_trains(
     _check_trained(run)
 
 
+@pytest.mark.parametrize("name", ["pt_digits", "pt_folder"])
+def test_fine_tuning_on_top(
+    name, tmp_path, domain_bindings, pretrained, eager, mocked
+):
+    paths = [commands.ROOT / "gin" / f"{n}.gin" for n in (name, "fine_tuning")]
+    few = {"load.num_train": 4, "load.validation_split": 0.25}
+    run, dataset = _train(
+        tmp_path / "run", paths, domain_bindings, pretrained, few
+    )
+    metrics = run.metrics()
+    assert set(metrics[metrics.chooses == 1].split) == {"validation"}
+    assert dataset.info.num_validation == (2 if "folder" in name else 250)
+    assert "AdamW.use_ema = True" in run.config_path.read_text()
+
+
 @pytest.mark.parametrize(
     "name, binding",
     [

@@ -1,3 +1,5 @@
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,6 +23,64 @@ LOGITS = [
     [0.0, -INF, 0.0],
 ]
 FIRST_CLASS = np.eye(3, dtype=np.float32)[np.zeros(len(LOGITS), int)]
+
+
+RNG = np.random.default_rng(0)
+
+
+def _info(*names, multi_label=False):
+    return types.SimpleNamespace(
+        name="pets", class_names=names, multi_label=multi_label
+    )
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_label_smoothing_spreads_targets(multi_label):
+    logits = RNG.normal(size=(6, 4)).astype("float32")
+    if multi_label:
+        targets = RNG.integers(0, 2, (6, 4)).astype("float32")
+        smooth = 0.7 * targets + 0.3 / 2
+        p = 1 / (1 + np.exp(-logits.astype(float)))
+        expected = -smooth * np.log(p) - (1 - smooth) * np.log(1 - p)
+        expected = expected.mean(1)
+    else:
+        targets = np.eye(4, dtype="float32")[RNG.integers(4, size=6)]
+        smooth = 0.7 * targets + 0.3 / 4
+        logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        expected = -(smooth * logs).sum(1)
+    losses = objectives.example_losses(targets, logits, multi_label, 0.3)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_class_weights_multiply_losses():
+    logits = RNG.normal(size=(5, 3)).astype("float32")
+    labels = np.array([2, 0, 1, 2, 0])
+    targets = np.eye(3, dtype="float32")[labels]
+    weights = np.array([0.5, 2.0, 0.0], np.float32)
+    plain = objectives.example_losses(targets, logits, False).numpy()
+    weighted = objectives.example_losses(
+        targets, logits, False, class_weights=weights
+    )
+    np.testing.assert_allclose(weighted, plain * weights[labels], rtol=1e-6)
+
+
+def test_weights_of_classes():
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    info = _info("ant", "bee", "cat", "never")
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    balanced = objectives.weights_of_classes("balanced", labels, info)
+    expected = compute_sample_weight("balanced", labels)
+    np.testing.assert_allclose(balanced[labels], expected)
+    assert balanced[3] == 1 and balanced[labels].mean() == pytest.approx(1)
+    given = objectives.weights_of_classes({"cat": 3, "ant": 0.5}, labels, info)
+    np.testing.assert_array_equal(given, [0.5, 1, 3, 1])
+    for wrong in ({"dog": 1.0}, {"cat": -1}, {"cat": "2"}, {"cat": np.nan}):
+        with pytest.raises(UserError, match="least 0 .*the classes are ant"):
+            objectives.weights_of_classes(wrong, labels, info)
+    findings = _info("edema", "other", multi_label=True)
+    with pytest.raises(UserError, match="one class an image.*'balanced'"):
+        objectives.weights_of_classes("balanced", np.eye(2), findings)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -50,7 +50,8 @@ def test_run_directory_holds_what_the_contract_says(tmp_path, digits):
     run = train_digits(tmp_path / "run", digits, epochs=3)
     assert run.epochs() == [0, 1, 2, 3]
     metrics = run.metrics()
-    assert list(metrics) == ["epoch", "step", "split", "loss", "accuracy"]
+    columns = ["epoch", "step", "split", "chooses", "loss", "accuracy"]
+    assert list(metrics) == columns
     test = metrics[metrics.split == "test"]
     assert list(test.epoch) == [0, 1, 2, 3]
     assert list(test.step) == [0, 4, 8, 12]

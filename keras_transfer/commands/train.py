@@ -27,8 +27,8 @@ def main(work_dir):
     run = train(work_dir)
     best = run.best()
     print(
-        f"\n{run.path}: best test {best['metric']} {best['value']:.4f} "
-        f"(epoch {best['epoch']}).\n"
+        f"\n{run.path}: best {run.choosing_split} {best['metric']} "
+        f"{best['value']:.4f} (epoch {best['epoch']}).\n"
         f"  figures:  {run.metrics_path}\n"
         f"  curves:   tensorboard --logdir {run.path}\n"
         f"  use it:   {app.command('export')} --run={run.path} --output=DIR"

@@ -38,6 +38,7 @@ Several = typing.Annotated[int, annotated_types.Ge(2)]
 # What NumPy takes.
 Seed = typing.Annotated[int, annotated_types.Interval(ge=0, le=2**32 - 1)]
 NotNegative = typing.Annotated[float, annotated_types.Ge(0)]
+Share = typing.Annotated[float, annotated_types.Interval(ge=0, le=1)]
 Positive = typing.Annotated[float, annotated_types.Gt(0)]
 Split = typing.Literal["test", "train"]
 Splits = typing.Annotated[tuple[Split, ...], NotEmpty()]

@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import pathlib
 import re
 import tokenize
@@ -26,7 +25,7 @@ import tokenize
 from absl import logging
 
 # Its layers are registered, to be read back.
-from keras_transfer import data, files, models, reading  # noqa: F401
+from keras_transfer import data, files, models, objectives, reading  # noqa: F401
 from keras_transfer.errors import UserError
 from keras_transfer.manifest import Manifest, check_kind
 from keras_transfer.models.weights import assign_weights, named_weights
@@ -151,12 +150,7 @@ class Run:
             summaries: {split: {column: value}}, loss and metrics.
         """
         earlier = [row for row in self._rows() if int(row["epoch"]) < epoch]
-        new = [
-            {"epoch": epoch, "step": step, "split": split}
-            | {name: f"{value:.9g}" for name, value in summary.items()}
-            for split, summary in summaries.items()
-        ]
-        self.write_metrics(earlier + new)
+        self.write_metrics(earlier + metrics.rows_of(epoch, step, summaries))
 
     def write_metrics(self, rows):
         """Writes metrics.csv from dicts that share the first one's keys."""
@@ -173,6 +167,9 @@ class Run:
     def keep(self, last, metric, epochs="all"):
         """Records the best epoch and removes checkpoints not to be kept.
 
+        The best is chosen on validation images where there are any, else on
+        test images.
+
         Args:
             last: int, the epoch that the run has come to.
             metric: str, the column by which the best epoch is chosen.
@@ -181,19 +178,23 @@ class Run:
         """
         kept = {epoch for epoch in self.epochs() if epoch <= last}
         values = {
-            int(row["epoch"]): float(row[metric])
-            for row in self._rows()
-            if row["split"] == "test" and int(row["epoch"]) in kept
+            epoch: value
+            for epoch, value in self.choosing_values(metric).items()
+            if epoch in kept
         }
-        finite = {e: v for e, v in values.items() if not math.isnan(v)}
-        best = max(finite or values, key=(finite or values).get)
+        best = metrics.best_epoch(values)
         self.write_best(best, metric, values[best])
         if epochs != "all":
             for epoch in kept - {0, best, last, *epochs}:
                 self.remove(epoch)
 
+    def choosing_values(self, metric):
+        """Returns {epoch: value} of the metric by which the best is chosen."""
+        with reading.damaged(self.metrics_path):
+            return metrics.choosing_values(self._rows(), metric)
+
     def write_best(self, epoch, metric, value):
-        """Records which epoch is the best by a test metric."""
+        """Records which epoch is the best by a metric."""
         self._checkpoints.write_best(epoch, metric, value)
 
     def remove(self, epoch):
@@ -237,7 +238,13 @@ class Run:
             except UserError as error:
                 logging.warning("%s Going back to an earlier one.", error)
                 continue
-            metrics.check_rows(self._rows(), self.metrics_path, epoch, metric)
+            metrics.check_rows(
+                self._rows(),
+                self.metrics_path,
+                epoch,
+                metric,
+                has_validation=self.choosing_split == "validation",
+            )
             return self._newest_partial(epoch + 1) or checkpoint
         if epochs:
             raise UserError(
@@ -323,19 +330,26 @@ class Run:
 
         Returns:
             (epochs trained, epochs to train); the latter None if its
-            configuration does not say.
+            configuration does not say, and as many as were trained where
+            training was stopped early.
         """
-        total = None
+        total = patience = None
         with contextlib.suppress(KeyError), self._config() as config:
             total = configuration.value(config, "train.epochs")
-        return max(self.epochs(), default=0), total
+            patience = configuration.value(config, "train.patience")
+        done = max(self.epochs(), default=0)
+        if isinstance(patience, int):
+            metric = objectives.metric_name(self.info().multi_label)
+            if metrics.has_stopped(self.choosing_values(metric), patience):
+                total = done
+        return done, total
 
     def epochs(self):
         """Returns the epochs that have a checkpoint, ascending."""
         return self._checkpoints.epochs()
 
     def best(self):
-        """Returns the best epoch (the earliest of equals) by test metric.
+        """Returns the best epoch, the earliest of equals; see `keep`.
 
         Returns:
             dict: "epoch" (int), "metric" (str) and "value" (float).
@@ -347,6 +361,11 @@ class Run:
             BEST, epoch=int, metric=str, value=(float, int)
         )
         return {name: best[name] for name in ("epoch", "metric", "value")}
+
+    @property
+    def choosing_split(self):
+        """The split on which the best epoch is chosen, see `keep`."""
+        return "validation" if self.info().num_validation else "test"
 
     def resolve_epoch(self, epoch):
         """Returns the checkpointed epoch meant by "best", "last" or a number.
@@ -538,8 +557,9 @@ class Run:
         """Returns metrics.csv as a `pandas.DataFrame`.
 
         Columns: epoch, step (optimizer steps taken), split ("train": the mean
-        over the epoch's augmented batches; "test": an evaluation), loss (nats)
-        and accuracy (in [0, 1]), or auc and one column per finding.
+        over the epoch's augmented batches; "test" and "validation": an
+        evaluation), chooses (1: the best epoch is chosen on this split), loss
+        (nats) and accuracy (in [0, 1]), or auc and one column per finding.
         """
         self.check_exists()
         content = self._manifest.read_bytes(_METRICS)

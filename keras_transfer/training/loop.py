@@ -15,7 +15,7 @@ from keras_transfer.config import schema
 from keras_transfer.devices import has_accelerator
 from keras_transfer.devices import strategy as default_strategy
 from keras_transfer.errors import UserError
-from keras_transfer.runs import Run, architecture
+from keras_transfer.runs import Run, architecture, metrics
 from keras_transfer.runs.checkpoints import check_finite
 from keras_transfer.training import cluster, factories, setup
 from keras_transfer.training.interruption import DeferredSignals, Stop
@@ -54,6 +54,10 @@ def train(
     dtype_policy: str = "float32",
     jit_compile: bool | None = None,
     trained_modules: TrainedModules | None = None,
+    layer_decay: schema.Share | None = None,
+    label_smoothing: schema.Share = 0.0,
+    class_weights: Literal["balanced"] | dict | None = None,
+    patience: schema.Count | None = None,
 ):
     """Trains one model and leaves a run directory.
 
@@ -62,6 +66,9 @@ def train(
     returns at once. On SIGTERM or Ctrl-C, what has been done of an epoch is
     saved first, and the next call goes on from there; with several workers,
     which would have to stop at the same step, only whole epochs count.
+
+    The best epoch is chosen on the dataset's validation split, where it has
+    one, else on test images, as in the paper.
 
     Args:
         work_dir: the run directory, made if need be.
@@ -76,7 +83,9 @@ def train(
         schedule: factory called with `steps_per_epoch` and `epochs`; returns
             the learning rate (see `training.schedules`).
         optimizer: factory called with the learning rate; returns a Keras
-            optimizer.
+            optimizer: `SGD`, or any of Keras' by its name, such as AdamW. Where
+            it keeps averages of weights (`use_ema`), these are evaluated and
+            saved.
         augmentation: sequence of the operations in `data.augment`.
         mixup_alpha: float, parameter of mixup's Beta distribution; 0 is none.
         pretrained: P, or None: its run directory, or a file or directory of
@@ -95,9 +104,19 @@ def train(
         jit_compile: bool, whether XLA compiles the forward and backward pass;
             None: yes on GPU and TPU, no on CPU, where it is slower.
         trained_modules: names of the modules that are trained (see
-            `models.module_chain`), such as ("fc",), a P-T of frozen features;
-            all others stay as they were, with the batch statistics of P. None:
-            all are trained.
+            `models.module_chain`), such as ("fc",), a P-T of frozen features,
+            or of whole stages ("layer4", "fc"); all others stay as they were,
+            with the batch statistics of P. None: all are trained.
+        layer_decay: layer-wise learning-rate decay: the head has the schedule's
+            rate, and each module so many times that of the module after it.
+            None: all have the schedule's.
+        label_smoothing: share of each target that is spread over all classes,
+            in training.
+        class_weights: what losses in training are multiplied by: "balanced", in
+            inverse proportion to how many images a class has, or {class name:
+            weight}, 1 for those left out. None: 1.
+        patience: early stopping: after so many epochs without a better metric
+            on validation images training ends. None: never.
 
     Returns:
         The `runs.Run`.
@@ -114,6 +133,11 @@ def train(
         strategy = strategy()
     is_chief = cluster.is_chief(strategy)
     dataset = setup.normalized_as(setup.make_dataset(dataset), source)
+    setup.check_patience(patience, dataset)
+    if class_weights is not None:
+        class_weights = objectives.weights_of_classes(
+            class_weights, dataset.train.labels, dataset.info
+        )
     augmentation = tuple(augmentation)
     drawn = {
         "batch_size": batch_size,
@@ -136,7 +160,9 @@ def train(
             setup.freeze_others(net, trained_modules)
         trainer = Trainer(
             net,
-            optimizer(schedule(steps_per_epoch=steps, epochs=epochs)),
+            setup.make_optimizer(
+                optimizer, schedule(steps_per_epoch=steps, epochs=epochs)
+            ),
             strategy,
             dataset.info.multi_label,
             batch_size,
@@ -144,6 +170,11 @@ def train(
             (lambda part: dataset.finish(part, augmentation))
             if in_step
             else None,
+            label_smoothing,
+            class_weights,
+            None
+            if layer_decay is None
+            else setup.decayed_rates(net, layer_decay),
         )
 
     # Other workers write nothing.
@@ -155,6 +186,11 @@ def train(
     with alone:
         metric = objectives.metric_name(dataset.info.multi_label)
         checkpoint = setup.resume(run, metric, dataset, source)
+        # What the best epoch is chosen by, {epoch: value}.
+        values = setup.values_so_far(run, metric, checkpoint)
+        if metrics.has_stopped(values, patience):
+            print(f"{run.path} is finished: training has stopped early.")
+            return run
         if checkpoint is not None and checkpoint.epoch == epochs:
             print(f"{run.path} is finished: all {epochs} epochs are trained.")
             return run
@@ -166,7 +202,9 @@ def train(
         def finish_epoch(epoch, summaries, scalars):
             state = trainer.state()
             check_finite(state[0], f"The model after epoch {epoch}")
-            _check_loss(summaries["test"]["loss"], epoch)
+            for split in summaries.keys() - {"train"}:
+                _check_loss(summaries[split]["loss"], split, epoch)
+            values[epoch] = metrics.choosing_value(summaries, metric)
             if is_chief:
                 # The checkpoint says that all the others are there.
                 run.summaries.write_scalars(epoch, summaries, scalars)
@@ -179,7 +217,7 @@ def train(
             architecture.check_read_back(net, images[:_NUM_COMPARED])
             if is_chief:
                 _begin(run, net, dataset, images, source)
-            finish_epoch(0, {"test": evaluate()}, {})
+            finish_epoch(0, evaluate(), {})
             done, taken = 0, np.empty((0, 2), np.float32)
         else:
             trainer.restore(checkpoint)
@@ -214,24 +252,31 @@ def train(
                         bar.update(len(sums))
                         signals.check()
                     seconds = time.perf_counter() - began
-                    test = evaluate()
+                    evaluated = evaluate()
                 except Stop:
                     _save_partial(run, epoch, trainer.state(), taken)
                     raise
                 finish_epoch(
                     epoch,
-                    {"train": trainer.summarize(taken), "test": test},
+                    {"train": trainer.summarize(taken)} | evaluated,
                     {
                         "learning_rate": rate,
                         "images_per_second": missing * batch_size / seconds,
                     },
                 )
                 taken = taken[:0]
-                reached = f"test {metric} {test[metric]:.4f}"
+                split = metrics.choosing_split(evaluated)
+                reached = f"{split} {metric} {evaluated[split][metric]:.4f}"
                 reached = f"epoch {epoch}/{epochs}, {reached}"
                 bar.set_postfix_str(reached)
                 if is_chief:
                     progress.tell(f"{run.path.name}: {reached}")
+                if metrics.has_stopped(values, patience):
+                    print(
+                        f"{run.path} has stopped early: {patience} epochs "
+                        f"without a better {split} {metric}."
+                    )
+                    break
     return run
 
 
@@ -250,11 +295,11 @@ def _save_partial(run, epoch, state, taken):
         logging.warning("The steps of epoch %d are lost: %s", epoch, error)
 
 
-def _check_loss(loss, epoch):
+def _check_loss(loss, split, epoch):
     """Raises a `UserError` if training has led to a model of no loss."""
     if epoch and not np.isfinite(loss):
         raise UserError(
-            f"The test loss after epoch {epoch} is not finite: {loss}. "
+            f"The {split} loss after epoch {epoch} is not finite: {loss}. "
             f"{_DIVERGED}"
         )
 

@@ -1,4 +1,16 @@
-"""Stochastic gradient descent with the update rule of the published recipes."""
+"""SGD with the update rule of the published recipes, and Keras' optimizers.
+
+Gin knows every optimizer of Keras by its name, with all of its arguments:
+
+    train.optimizer = @AdamW
+    AdamW.weight_decay = 0.05
+    AdamW.use_ema = True
+
+`SGD` is the one below; Keras' own is called `KerasSGD`.
+"""
+
+import functools
+import inspect
 
 import gin
 import keras
@@ -6,6 +18,30 @@ import tensorflow as tf
 from keras import ops
 
 from keras_transfer.errors import UserError
+
+_WRAPPERS = (keras.optimizers.LossScaleOptimizer,)
+if hasattr(keras.optimizers, "MultiOptimizer"):
+    _WRAPPERS += (keras.optimizers.MultiOptimizer,)
+
+
+def _register(name, kind):
+    """Has gin know an optimizer of Keras by a name."""
+
+    # Of the subclass that gin would make of a class, no signature is known.
+    @functools.wraps(kind, updated=())
+    def make(*args, **kwargs):
+        return kind(*args, **kwargs)
+
+    gin.external_configurable(make, name, module="keras.optimizers")
+
+
+for _name, _kind in vars(keras.optimizers).items():
+    if (
+        inspect.isclass(_kind)
+        and issubclass(_kind, keras.optimizers.Optimizer)
+        and _kind not in (keras.optimizers.Optimizer, *_WRAPPERS)
+    ):
+        _register("KerasSGD" if _name == "SGD" else _name, _kind)
 
 
 @gin.configurable
@@ -30,6 +66,11 @@ class SGD(keras.optimizers.SGD):
             bind it to 0.1, for their scalars and the head's bias.
         global_clipnorm: float or None, upper bound on the L2 norm of the whole
             gradient, before weight decay is added.
+        use_ema: bool, whether to keep a moving average of the weights, as all
+            optimizers of Keras can; models are evaluated and saved with it.
+        ema_momentum: float in [0, 1], its momentum.
+        gradient_accumulation_steps: int or None, after how many steps there is
+            one with the mean of their gradients, likewise.
 
     Raises:
         UserError: if the momentum is out of range.
@@ -43,6 +84,9 @@ class SGD(keras.optimizers.SGD):
         scalar_multiplier: float = 1.0,
         global_clipnorm: float | None = None,
         name: str = "sgd",
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        gradient_accumulation_steps: int | None = None,
     ):
         if not 0 <= momentum <= 1:
             raise UserError(
@@ -53,6 +97,9 @@ class SGD(keras.optimizers.SGD):
             momentum=float(momentum),
             global_clipnorm=global_clipnorm,
             name=name,
+            use_ema=use_ema,
+            ema_momentum=ema_momentum,
+            gradient_accumulation_steps=gradient_accumulation_steps,
         )
         self.coupled_weight_decay = weight_decay
         self.scalar_multiplier = scalar_multiplier
@@ -86,7 +133,10 @@ class SGD(keras.optimizers.SGD):
         base = super().get_config()
         return {
             key: base[key]
-            for key in ("learning_rate", "momentum", "global_clipnorm", "name")
+            for key in (
+                *("learning_rate", "momentum", "global_clipnorm", "name"),
+                *("use_ema", "ema_momentum", "gradient_accumulation_steps"),
+            )
         } | {
             "weight_decay": self.coupled_weight_decay,
             "scalar_multiplier": self.scalar_multiplier,
@@ -106,9 +156,83 @@ def expect_summed_gradients(optimizer):
     Args:
         optimizer: any Keras optimizer, changed in place.
     """
+    unwrapped(optimizer)._all_reduce_sum_gradients = lambda pairs: pairs
+
+
+def unwrapped(optimizer):
+    """Returns the optimizer that takes steps, without any loss scaling."""
     while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
-    optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
+    return optimizer
+
+
+def averages(optimizer):
+    """Returns (variable, moving average of it) pairs; [] without `use_ema`.
+
+    Args:
+        optimizer: any Keras optimizer, built. Averages begin as the variables.
+    """
+    optimizer = unwrapped(optimizer)
+    if not optimizer.use_ema:
+        return []
+    pairs = zip(
+        optimizer._trainable_variables,
+        optimizer._model_variables_moving_average,
+        strict=True,
+    )
+    pairs = [pair for pair in pairs if pair[1] is not None]
+    for variable, average in pairs:
+        average.assign(variable)
+    return pairs
+
+
+def check_replicas(optimizer, num_replicas):
+    """Raises a `UserError` for what Keras can do on one replica only.
+
+    Args:
+        optimizer: any Keras optimizer.
+        num_replicas: int, that it is used on.
+    """
+    for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+        if num_replicas > 1 and getattr(optimizer, name, None):
+            raise UserError(
+                f"Keras has {name} on one device only. Received: "
+                f"{getattr(optimizer, name)} on {num_replicas} replicas; leave "
+                'it out, or bind strategy.name = "one_device".'
+            )
+
+
+def scale_rates(optimizer, factors):
+    """Has each variable learn at a multiple of the learning rate.
+
+    Decoupled weight decay, which goes with the rate, is multiplied too. Keras
+    has one rate for all variables.
+
+    Args:
+        optimizer: any Keras optimizer, changed in place.
+        factors: sequence of float, one for each variable, in the order in which
+            the optimizer is built with them.
+    """
+    take_step, decay = optimizer.update_step, optimizer._apply_weight_decay
+    rate = optimizer._get_current_learning_rate
+
+    def factor(variable):
+        return factors[optimizer._get_variable_index(variable)]
+
+    def rate_of(variable):
+        return lambda: rate() * factor(variable)
+
+    def update_step(gradient, variable, learning_rate):
+        take_step(gradient, variable, learning_rate * factor(variable))
+
+    def apply_weight_decay(variables):
+        for variable in variables:
+            optimizer._get_current_learning_rate = rate_of(variable)
+            decay([variable])
+        optimizer._get_current_learning_rate = rate
+
+    optimizer.update_step = update_step
+    optimizer._apply_weight_decay = apply_weight_decay
 
 
 def sum_over_replicas(gradients):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 
 import gin
@@ -177,20 +178,26 @@ def freeze_others(model, names):
     Args:
         model: the `keras.Model`, changed in place, before the optimizer is
             built.
-        names: names of modules, see `models.module_chain`.
+        names: names of modules, see `models.module_chain`, or of stages:
+            "layer4" is "layer4.0", "layer4.1" and so on.
 
     Raises:
         UserError: if there is no module of such a name, or none of them has
             weights to train.
     """
     chain = models.module_chain(models.logits_model(model))
-    known = [module.name for module in chain]
-    if unknown := [name for name in names if name not in known]:
+    # By its name or by that of its stage.
+    members = {
+        name: [m for m in chain if name in (m.name, m.name.rpartition(".")[0])]
+        for name in names
+    }
+    if unknown := [name for name, found in members.items() if not found]:
         raise UserError(
             "train.trained_modules must name modules of the model, which has "
-            f"{', '.join(known)}. Received: {', '.join(unknown)}."
+            f"{', '.join(module.name for module in chain)}. Received: "
+            f"{', '.join(unknown)}."
         )
-    chosen = [module for module in chain if module.name in names]
+    chosen = [*itertools.chain(*members.values())]
     if not any(module.trainable_variables for module in chosen):
         raise UserError(
             "train.trained_modules must name a module that has weights to "
@@ -205,15 +212,88 @@ def freeze_others(model, names):
             layer.trainable = False
 
 
+def decayed_rates(model, decay):
+    """Returns what each trainable variable's rate is multiplied by.
+
+    The head's is 1, and each module's is `decay` times that of the module after
+    it (layer-wise learning-rate decay; Howard and Ruder 2018, Clark et al.
+    2020).
+
+    Args:
+        model: the `keras.Model`.
+        decay: float in [0, 1].
+
+    Returns:
+        List of float, in the order of `model.trainable_variables`.
+    """
+    chain = models.module_chain(models.logits_model(model))
+    factors = {
+        id(variable): decay**height
+        for height, module in enumerate(reversed(chain))
+        for variable in module.trainable_variables
+    }
+    return [factors[id(variable)] for variable in model.trainable_variables]
+
+
+def make_optimizer(factory, learning_rate):
+    """Returns the optimizer that `train.optimizer` makes.
+
+    Args:
+        factory: `train.optimizer`.
+        learning_rate: number or Keras `LearningRateSchedule`.
+
+    Raises:
+        UserError: if it cannot be made so, or is of another kind.
+    """
+    try:
+        optimizer = factory(learning_rate)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"train.optimizer cannot be made. Keras said: {error}"
+        ) from error
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise UserError(
+            "train.optimizer must make a Keras optimizer. Received: "
+            f"{type(optimizer).__name__}."
+        )
+    return optimizer
+
+
+def check_patience(patience, dataset):
+    """Raises a `UserError` for early stopping without a validation split."""
+    if patience is not None and dataset.validation is None:
+        raise UserError(
+            "Early stopping looks at validation images, never at test images, "
+            f"and there are none. Received: train.patience={patience}; hold "
+            "some out of training with load.validation_split = 0.1, or leave "
+            "it out."
+        )
+
+
 def evaluation(trainer, dataset, batch_size, after_batch):
-    """Returns a function that gives loss and metrics on the test split."""
-    targets = dataset.test.targets(len(dataset.info.class_names))
+    """Returns a function that gives {split: loss and metrics}.
+
+    Splits are "test" and, where there is one, "validation".
+    """
+    evaluations = {
+        split: _evaluation(trainer, dataset, split, batch_size, after_batch)
+        for split in dataset.splits
+        if split != "train"
+    }
+    return lambda: {name: run() for name, run in evaluations.items()}
+
+
+def _evaluation(trainer, dataset, split, batch_size, after_batch):
+    """Returns a function that gives loss and metrics on one split."""
+    targets = dataset.splits[split].targets(len(dataset.info.class_names))
     # As many batches as it takes, and no more padding than replicas need.
     replicas = trainer.strategy.num_replicas_in_sync
     count = -(-len(targets) // batch_size) * replicas
     batches = trainer.distribute(
         dataset.eval_batches,
-        split="test",
+        split=split,
         batch_size=min(batch_size, -(-len(targets) // count) * replicas),
     )
     shape = len(targets), *dataset.info.image_shape
@@ -227,6 +307,20 @@ def evaluation(trainer, dataset, batch_size, after_batch):
         return objectives.summarize(targets, logits, dataset.info)
 
     return evaluate
+
+
+def values_so_far(run, metric, checkpoint):
+    """Returns {epoch: value} of the metric by which the best epoch is chosen.
+
+    Args:
+        run: the `Run`.
+        metric: str, its column.
+        checkpoint: what the run has come to, see `resume`.
+    """
+    if checkpoint is None:
+        return {}
+    values = run.choosing_values(metric).items()
+    return {epoch: x for epoch, x in values if epoch <= checkpoint.epoch}
 
 
 def resume(run, metric, dataset, source=None):

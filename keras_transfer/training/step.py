@@ -1,5 +1,6 @@
 """The compiled steps: many updates, or one evaluation pass, per call."""
 
+import contextlib
 import time
 
 import keras
@@ -34,6 +35,10 @@ class Trainer:
             pass; see `devices.jit_compile`.
         finish: function, run inside the step, from an element of the training
             pipeline to (images, targets); None if elements are that already.
+        label_smoothing: as `objectives.example_losses` takes it, in training.
+        class_weights: likewise.
+        rate_factors: what each trainable variable's learning rate is multiplied
+            by, see `optimizers.scale_rates`; None for 1.
     """
 
     def __init__(
@@ -45,7 +50,13 @@ class Trainer:
         batch_size,
         jit_compile=None,
         finish=None,
+        label_smoothing=0.0,
+        class_weights=None,
+        rate_factors=None,
     ):
+        optimizers.check_replicas(optimizer, strategy.num_replicas_in_sync)
+        if rate_factors is not None:
+            optimizers.scale_rates(optimizer, rate_factors)
         if model.dtype_policy.compute_dtype == "float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
@@ -57,6 +68,10 @@ class Trainer:
         self.batch_size = batch_size
         self._logits_model = logits_model(model)
         self._statistics = _statistics(model)
+        # Each trainable variable with its average, if the optimizer keeps any.
+        self._averages = optimizers.averages(optimizer)
+        self._label_smoothing = label_smoothing
+        self._class_weights = class_weights
         self._finish = finish or (lambda batch: batch)
         self._gradients = tf.function(
             self._gradients,
@@ -73,10 +88,17 @@ class Trainer:
     def state(self):
         """Returns the weights and the optimizer's state, {path: array} each.
 
+        Where the optimizer averages weights, the averages are the weights, and
+        those that training goes on from are part of the optimizer's state.
+
         All workers of a cluster call it together: some kinds of variables are
         read with the help of all.
         """
-        return named_weights(self.model), named_weights(self.optimizer)
+        optimizer = named_weights(self.optimizer)
+        for name, variable in self._unaveraged().items():
+            optimizer[name] = keras.ops.convert_to_numpy(variable)
+        with self._averaged():
+            return named_weights(self.model), optimizer
 
     def restore(self, checkpoint):
         """Takes over what `state` gave.
@@ -89,7 +111,34 @@ class Trainer:
         """
         what = f"The checkpoint of epoch {checkpoint.epoch}"
         assign_weights(self.model, checkpoint.weights, what)
-        assign_weights(self.optimizer, checkpoint.optimizer, what)
+        unaveraged = self._unaveraged()
+        optimizer = {
+            name: value
+            for name, value in checkpoint.optimizer.items()
+            if name not in unaveraged
+        }
+        assign_weights(self.optimizer, optimizer, what)
+        for name, variable in unaveraged.items():
+            variable.assign(checkpoint.optimizer[name])
+
+    def _unaveraged(self):
+        """Returns {name: variable} of what is averaged."""
+        return {
+            f"unaveraged/{index}/{variable.path}": variable
+            for index, (variable, _) in enumerate(self._averages)
+        }
+
+    @contextlib.contextmanager
+    def _averaged(self):
+        """Has the model hold the averages of its weights, if there are any."""
+        own = [keras.ops.convert_to_numpy(v) for v, _ in self._averages]
+        for variable, average in self._averages:
+            variable.assign(average)
+        try:
+            yield
+        finally:
+            for (variable, _), value in zip(self._averages, own, strict=True):
+                variable.assign(value)
 
     def distribute(self, make_batches, **arguments):
         """Returns a pipeline spread over the strategy's replicas.
@@ -149,6 +198,8 @@ class Trainer:
     def predict(self, batches, num_examples, after_batch=lambda: None):
         """Returns the logits of an evaluation pipeline.
 
+        Where the optimizer averages weights, they are those of the averages.
+
         Args:
             batches: distributed dataset of (images, targets, weights), padded
                 at the end.
@@ -159,9 +210,10 @@ class Trainer:
             float32 array [num_examples, K], in the pipeline's order.
         """
         logits = []
-        for batch in batches:
-            logits.append(self._predict_step(batch).numpy())
-            after_batch()
+        with self._averaged():
+            for batch in batches:
+                logits.append(self._predict_step(batch).numpy())
+                after_batch()
         return np.concatenate(logits)[:num_examples]
 
     @tf.function
@@ -184,10 +236,14 @@ class Trainer:
         with tf.GradientTape() as tape:
             logits = self._logits_model(images, training=True)
             losses = objectives.example_losses(
-                targets, logits, self.multi_label
+                targets,
+                logits,
+                self.multi_label,
+                self._label_smoothing,
+                self._class_weights,
             )
             loss = tf.reduce_sum(losses) / self.batch_size
-            loss = self._scale(self._add_model_losses(loss))
+            loss = self.optimizer.scale_loss(self._add_model_losses(loss))
         gradients = tape.gradient(loss, self._trainable())
         right = objectives.example_accuracy(targets, logits, self.multi_label)
         sums = tf.stack([tf.reduce_sum(losses), tf.reduce_sum(right)])
@@ -198,11 +254,6 @@ class Trainer:
         for further in self.model.losses:
             further = tf.reduce_sum(tf.cast(further, loss.dtype))
             loss += further / self.strategy.num_replicas_in_sync
-        return loss
-
-    def _scale(self, loss):
-        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            return self.optimizer.scale_loss(loss)
         return loss
 
     def _trainable(self):
