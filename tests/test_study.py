@@ -134,6 +134,17 @@ def test_replications_share_nothing():
     assert moved.bindings == third[0].bindings
 
 
+def test_a_study_starts_from_weights_that_are_there(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    study = tiny(pretrain="", pretrained="p.keras", source={}, replications=2)
+    runs = [task for task in study.tasks() if task.command == "train"]
+    assert {task.kind for task in runs} == {"P-T", "RI-T"}
+    for task in runs:
+        expected = str(tmp_path / "p.keras") if task.kind == "P-T" else None
+        assert task.bindings.get("train.pretrained") == expected
+        assert task.needs == ()
+
+
 def test_tasks_bind_what_the_study_says():
     study = tiny(
         block_sizes=(4, "pixels"),
@@ -179,6 +190,9 @@ def test_tasks_bind_what_the_study_says():
     "changes, message",
     [
         ({"targets": {}}, "at least one target"),
+        ({"pretrain": ""}, "Received: '' and ''; bind one of them"),
+        ({"pretrained": "p.keras"}, "bind one of them"),
+        ({"pretrain": "", "pretrained": "p.keras"}, "are about a P that the"),
         ({"targets": {"../digits": {}}}, "Received: '../digits'"),
         ({"targets": {"digits": 3}}, "digits.* must be a dictionary"),
         ({"targets": {"digits": {"P-T": 3}}}, "P-T.* must be a dictionary"),

@@ -1,6 +1,7 @@
 """A transfer study as data, and the runs and analyses it consists of."""
 
 import dataclasses
+import os
 import pathlib
 import re
 from typing import Literal
@@ -79,7 +80,9 @@ class Study:
     Attributes:
         title: str, of the report.
         question: str, what is asked, a paragraph.
-        pretrain: gin file of P.
+        pretrain: gin file of P, "" if there is one already.
+        pretrained: that P's run directory or weights, whatever
+            `train.pretrained` takes; all replications start from it.
         scratch: gin file of an RI-T; "{target}" stands for the target's name.
         fine_tune: gin file of a P-T, likewise.
         source: {parameter: value} bound for P, such as its "load.data_dir".
@@ -113,10 +116,11 @@ class Study:
 
     title: str = gin.REQUIRED
     question: str = gin.REQUIRED
-    pretrain: str = gin.REQUIRED
     scratch: str = gin.REQUIRED
     fine_tune: str = gin.REQUIRED
     targets: dict = gin.REQUIRED
+    pretrain: str = ""
+    pretrained: str = ""
     source: dict = dataclasses.field(default_factory=dict)
     replications: schema.Count = 1
     first_seed: schema.Seed = 0
@@ -134,6 +138,7 @@ class Study:
 
     def __post_init__(self):
         _check_targets(self.targets)
+        self._check_pretrained()
         for name in ("source", "bindings", "analysis_bindings"):
             _check_bindings(f"Study.{name}", getattr(self, name))
         _check_dictionary("Study.num_train", self.num_train, "{50: {}}")
@@ -151,6 +156,20 @@ class Study:
             planned += tuple(map(_name_of, getattr(self, name)))
             _check_distinct(name, planned)
         _check_sizes(self.num_images)
+
+    def _check_pretrained(self):
+        if bool(self.pretrain) == bool(self.pretrained):
+            raise UserError(
+                "A study trains P, as the gin file Study.pretrain says, or "
+                "starts from the weights in Study.pretrained. Received: "
+                f"{self.pretrain!r} and {self.pretrained!r}; bind one of them."
+            )
+        if self.pretrained and (self.source or self.pretrained_epochs):
+            raise UserError(
+                "Study.source and Study.pretrained_epochs are about a P that "
+                "the study trains, and this one starts from "
+                f"{self.pretrained}. Leave them out."
+            )
 
     def tasks(self):
         """Returns every `Task`, each after those it needs."""
@@ -185,8 +204,9 @@ class _Replication:
     def tasks(self):
         """Returns every `Task`, each after those it needs."""
         study = self._study
-        pretrained = self._train("runs/P", "P", "", (), study.source)
-        tasks, models = [pretrained], {}
+        tasks, models = [], {}
+        if study.pretrain:
+            tasks = [self._train("runs/P", "P", "", (), study.source)]
         # First, so that another sweep leaves their seeds as they are.
         for target in study.targets:
             models[target] = self._models(target, f"runs/{target}")
@@ -230,7 +250,11 @@ class _Replication:
             **(bindings or {}),
         }
         needs = ()
-        if recipe == "P-T":
+        if recipe == "P-T" and study.pretrained:
+            # From anywhere, not only where the study was begun.
+            path = os.path.abspath(os.path.expanduser(study.pretrained))
+            bindings["train.pretrained"] = path
+        elif recipe == "P-T":
             source = f"{self._path}/runs/P"
             bindings["train.pretrained"] = DirectoryOf(source)
             needs = (source,)
