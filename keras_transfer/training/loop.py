@@ -158,23 +158,20 @@ def train(
         )
         if trained_modules is not None:
             setup.freeze_others(net, trained_modules)
+        rate = schedule(steps_per_epoch=steps, epochs=epochs)
         trainer = Trainer(
             net,
-            setup.make_optimizer(
-                optimizer, schedule(steps_per_epoch=steps, epochs=epochs)
-            ),
+            setup.make_optimizer(optimizer, rate),
             strategy,
             dataset.info.multi_label,
             batch_size,
             jit_compile,
-            (lambda part: dataset.finish(part, augmentation))
+            finish=(lambda part: dataset.finish(part, augmentation))
             if in_step
             else None,
-            label_smoothing,
-            class_weights,
-            None
-            if layer_decay is None
-            else setup.decayed_rates(net, layer_decay),
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
+            rate_factors=setup.decayed_rates(net, layer_decay),
         )
 
     # Other workers write nothing.
