@@ -156,6 +156,38 @@ def test_workers_resume_after_one_was_killed(tmp_path, monkeypatch):
     assert killed.metrics_path.read_text() == whole.metrics_path.read_text()
 
 
+@pytest.mark.long
+def test_fine_tuning_on_two_workers_is_that_on_one(tmp_path, monkeypatch):
+    flags = [
+        f"--gin_file={commands.ROOT}/gin/fine_tuning.gin",
+        "--gin_bindings=AdamW.gradient_accumulation_steps = 2",
+        "--gin_bindings=train.epochs = 8",
+        "--gin_bindings=train.patience = 1",
+    ]
+    one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
+    addresses = free_addresses(2)
+    workers = [
+        start_worker(
+            cluster(index, addresses),
+            *flags,
+            f"--work_dir={two.path}",
+            monkeypatch=monkeypatch,
+        )
+        for index in range(2)
+    ]
+    for status, _, errors in end(workers):
+        assert status == 0, errors
+    status, _, errors = commands.run(
+        "train", *QUICK, *flags, f"--work_dir={one.path}"
+    )
+    assert status == 0, errors
+    assert one.epochs() == two.epochs() and one.best() == two.best()
+    for epoch in one.epochs():
+        assert_close(
+            one.load_weights(epoch).values(), two.load_weights(epoch).values()
+        )
+
+
 def misconfigured(config, tmp_path, monkeypatch):
     """Starts a worker that waits 4 seconds; returns its error."""
     process = start_worker(
