@@ -15,6 +15,7 @@ _COMMANDS = {
     "analyze": "runs analyses on finished runs",
     "export": "writes a trained model for use elsewhere",
     "reproduce": "trains all that a study needs, analyses it, writes a report",
+    "compare": "holds two studies against each other",
     "init": "copies a configuration to the working directory, to edit",
     "pack": "writes a run or a study into one archive, to share it",
     "unpack": "checks such an archive and unpacks it",

@@ -160,7 +160,7 @@ def _of_run(directory):
     run = Run(directory)
     return {
         "title": directory.resolve().name,
-        "best": run.best(),
+        "best": run.best() | {"split": run.choosing_split},
         "epochs": run.epochs(),
         "info": run.info(),
         "pretrained": _bound(directory, "train.pretrained"),

@@ -92,7 +92,7 @@ def survey(factory, directory, side=32):
 
     # Exported, with the probabilities of the run.
     export(pt, "last", directory / "exported")
-    saved = tf.saved_model.load(str(directory / "exported" / "saved_model"))
+    saved = tf.saved_model.load(str(directory / "exported" / "1"))
     raw = tf.constant(dataset(side).test.raw_images(np.arange(4)))
     found = saved.signatures["serving_default"](images=raw)["probabilities"]
     stored = kt.Models({"P-T": pt}, batch_norm="stored")

@@ -138,7 +138,7 @@ def test_average_is_a_run_like_any_other(models, result, tmp_path):
     assert run.metrics().loss[0] == row.loss
     assert run.info() == members[0].source.info()
     export(run, "best", tmp_path / "exported")
-    served = tf.saved_model.load(str(tmp_path / "exported/saved_model"))
+    served = tf.saved_model.load(str(tmp_path / "exported/1"))
     raw = run.load_data().test.raw_images(np.arange(20))
     found = served.signatures["serving_default"](images=tf.constant(raw))
     expected, _ = logits(model, models.examples)

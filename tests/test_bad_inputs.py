@@ -67,7 +67,7 @@ def _is_whole(output, status):
         tables = [name for name in output if name.endswith((".csv", ".png"))]
         is_run = begun <= set(output)
         return is_run or not (tables or "config.gin" in output)
-    exported = {"model.keras", "saved_model/saved_model.pb"} <= set(output)
+    exported = {"model.keras", "1/saved_model.pb"} <= set(output)
     trained = begun | {"checkpoints/epoch-0001"} <= set(output)
     analyzed = "config.gin" in output and any(
         name.endswith(".csv") for name in output

@@ -346,7 +346,7 @@ def test_exported_model_serves_without_this_package(tmp_path, finished):
     # -I: isolated, so this package cannot be imported from here.
     script = (
         "import sys, numpy as np, tensorflow as tf\n"
-        "model = tf.saved_model.load('exported/saved_model')\n"
+        "model = tf.saved_model.load('exported/1')\n"
         "images = np.load('images.npy')\n"
         "serve = model.signatures['serving_default']\n"
         "out = serve(images=tf.constant(images))\n"

@@ -120,11 +120,24 @@ def test_sgd_is_that_of_the_recipes_and_mistakes_are_sentences(
     for optimizer, message in (
         (unknown, "train.optimizer cannot be made. Keras said.*momentum"),
         (once, "train.optimizer cannot be made. Keras said.*integer >= 2"),
-        (lambda rate: rate, "must make a Keras optimizer. Received: _Const"),
+        (lambda rate: rate, "must make one Keras optimizer .*: _Constant"),
     ):
         with pytest.raises(UserError, match=message):
             run_on(tmp_path / "run", digits, optimizer=optimizer)
     assert not Run(tmp_path / "run").exists
+
+
+@pytest.mark.skipif(
+    not optimizers.MULTI_OPTIMIZER, reason="Keras has none of this version"
+)
+def test_one_optimizer_is_for_all_weights(tmp_path, digits):
+    several = keras.optimizers.OptimizerMap(keras.optimizers.Adam())
+    with pytest.raises(UserError, match="make one Keras optimizer .*: Multi"):
+        run_on(
+            tmp_path / "run",
+            digits,
+            optimizer=lambda rate: keras.optimizers.MultiOptimizer(several),
+        )
 
 
 def test_adamw_by_its_name_from_gin_on_two_replicas(tmp_path, digits):
@@ -152,6 +165,34 @@ def test_adamw_by_its_name_from_gin_on_two_replicas(tmp_path, digits):
     start, end = weights(one, 0), weights(one)
     moved = max(np.abs(a - b).max() for a, b in zip(start, end, strict=True))
     assert 0.01 < moved < 8 * 0.011
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[] if name in ("Muon", "Nadam") else pytest.mark.long
+        )
+        for name in KERAS
+    ],
+)
+def test_every_optimizer_moves_on_two_replicas_as_on_one(
+    tmp_path, digits, name
+):
+    one, two = (
+        run_on(
+            tmp_path / devices,
+            digits,
+            optimizer=functools.partial(
+                KERAS[name], weight_decay=0.1, global_clipnorm=0.5
+            ),
+            schedule=functools.partial(constant, base_rate=0.01),
+            layer_decay=0.5,
+            strategy=made,
+        )
+        for devices, made in STRATEGIES.items()
+    )
+    assert_close(weights(one), weights(two), atol=1e-5)
 
 
 # Layer-wise rates.
@@ -236,6 +277,31 @@ def test_layer_decay_of_nothing_trains_the_head_alone(
     once = weights(run, 1)[-2]
     step = np.abs(once - 0.95 * first_kernel)
     np.testing.assert_allclose(step, 0.1, rtol=1e-2)
+
+
+def test_layer_decay_on_two_replicas_is_that_on_one(tmp_path, digits):
+    one, two = (
+        run_on(
+            tmp_path / name,
+            digits,
+            layer_decay=0.5,
+            optimizer=functools.partial(
+                keras.optimizers.AdamW, weight_decay=0.5
+            ),
+            schedule=functools.partial(constant, base_rate=0.01),
+            strategy=made,
+        )
+        for name, made in STRATEGIES.items()
+    )
+    assert_close(weights(one), weights(two), atol=1e-5)
+    # The body's two steps are half as large as the head's.
+    steps = [
+        np.abs(end - start * (1 - 0.01 * rate * 0.5) ** 2).max()
+        for start, end, rate in zip(
+            weights(one, 0), weights(one), (0.5, 0.5, 1, 1), strict=True
+        )
+    ]
+    np.testing.assert_allclose(steps, [0.01, 0.01, 0.02, 0.02], rtol=0.05)
 
 
 # Frozen stages.
@@ -323,6 +389,7 @@ def test_training_with_averages_is_resumed(tmp_path, digits, monkeypatch):
 # Accumulated gradients.
 
 
+@pytest.mark.parametrize("devices", STRATEGIES)
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -331,7 +398,7 @@ def test_training_with_averages_is_resumed(tmp_path, digits, monkeypatch):
     ],
 )
 def test_accumulated_gradients_make_one_large_batch(
-    tmp_path, digits, optimizer
+    tmp_path, digits, optimizer, devices
 ):
     """An epoch of four steps of 16 images is one of a step of 64."""
     large = run_on(tmp_path / "large", digits, optimizer=optimizer)
@@ -340,20 +407,45 @@ def test_accumulated_gradients_make_one_large_batch(
         digits,
         batch_size=16,
         optimizer=functools.partial(optimizer, gradient_accumulation_steps=4),
+        strategy=STRATEGIES[devices],
     )
     for epoch in (1, 2):
         assert_close(weights(large, epoch), weights(small, epoch), atol=1e-5)
     assert np.abs(weights(large)[0] - weights(large, 0)[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    "name", ["gradient_accumulation_steps", "ema_overwrite_frequency"]
-)
-def test_what_keras_has_on_one_device_only(tmp_path, digits, name):
-    optimizer = functools.partial(
-        keras.optimizers.AdamW, use_ema=True, **{name: 2}
+def test_accumulation_with_averages_and_a_loss_scale_on_two_replicas(
+    tmp_path, digits
+):
+    one, two = (
+        run_on(
+            tmp_path / name,
+            digits,
+            epochs=3,
+            batch_size=16,
+            optimizer=functools.partial(
+                keras.optimizers.AdamW,
+                weight_decay=0.1,
+                use_ema=True,
+                ema_momentum=0.5,
+                gradient_accumulation_steps=3,
+            ),
+            schedule=functools.partial(constant, base_rate=0.01),
+            layer_decay=0.5,
+            dtype_policy="mixed_float16",
+            strategy=made,
+        )
+        for name, made in STRATEGIES.items()
     )
-    with pytest.raises(UserError, match=f"{name} on one device.*: 2 on 2 rep"):
+    assert np.abs(weights(one)[0] - weights(one, 0)[0]).max() > 1e-3
+    assert_close(weights(one), weights(two), atol=2e-3)
+
+
+def test_overwriting_weights_with_averages_is_for_one_device(tmp_path, digits):
+    optimizer = functools.partial(
+        keras.optimizers.AdamW, use_ema=True, ema_overwrite_frequency=2
+    )
+    with pytest.raises(UserError, match="one device only.*frequency=2 on sev"):
         run_on(
             tmp_path / "run",
             digits,
@@ -458,13 +550,16 @@ def test_the_best_epoch_is_chosen_on_validation_images(tmp_path, held_out):
     logits = logits_of(run, best["epoch"], batches)
     accuracy = np.mean(logits.argmax(1) == held_out.validation.labels)
     assert best["value"] == pytest.approx(accuracy, abs=1e-8)
+    assert run.choosing_split == "validation"
     # Tested all the same; and the data are known again.
     assert list(table[table.split == "test"].epoch) == list(range(7))
     assert run.changes_of_data(held_out) == []
 
 
 def test_without_validation_images_test_images_choose(tmp_path, digits):
-    table = run_on(tmp_path / "run", digits).metrics()
+    run = run_on(tmp_path / "run", digits)
+    assert run.choosing_split == "test"
+    table = run.metrics()
     assert set(table[table.chooses == 1].split) == {"test"}
     assert set(table[table.chooses == 0].split) == {"train"}
 

@@ -74,6 +74,7 @@ def claim(name, target, value, low, high, verdict, **others):
         "target": target,
         "statement": f"Statement of {name}.",
         "statistic": f"statistic of {name}",
+        "unit": "",
         "value": value,
         "low": low,
         "high": high,
@@ -82,6 +83,7 @@ def claim(name, target, value, low, high, verdict, **others):
         "decides": True,
         "finding": verdict,
         "verdict": verdict,
+        "replications": 8,
         "note": "",
         "figure": "",
         "table": "",
@@ -196,7 +198,7 @@ def test_every_claim_is_told_with_its_verdict_and_values(page):
         assert verdict in sections[name]
     order = [e[1].get("id") for e in page.all("h2", "h3")]
     order = [name for name in order if name]
-    assert order[:4] == ["question", "verdicts", "models", "claims"]
+    assert order[:4] == ["answers", "verdicts", "models", "claims"]
     assert order[4:8] == ["C2", "C6", "C10", "C12"]
 
 
@@ -255,9 +257,11 @@ def test_a_table_is_embedded_once(page):
 
 
 def test_what_others_have_named_is_text(page):
-    # Its own script, and no other.
-    (script,) = page.all("script")
-    assert "R&D" not in script[2]
+    # Data, Plotly, and its own script: nothing of what others have named.
+    *data, plotly, own = page.all("script")
+    assert all(a == {"type": "application/json"} for _, a, _ in data)
+    assert plotly[1] == {"type": "text/plain", "id": "plotly"}
+    assert own[1] == {} and "R&D" not in own[2]
     assert page.all("title")[0][2] == f"Study of {NASTY}"
     assert page.all("pre")[0][2] == f"Traceback\n{NASTY}"
     assert page.all("pre")[1][2] == f'load.data_dir = "{NASTY}"'
@@ -377,7 +381,13 @@ addEventListener("securitypolicyviolation", event =>
   problems.push("refused " + event.blockedURI));
 </script>"""
 PROBE = """<script>
-addEventListener("load", () => {
+const settled = async () => {
+  for (let i = 0; i < 200; i += 1) {
+    if (document.querySelectorAll(".main-svg").length) break;
+    await new Promise(done => setTimeout(done, 100));
+  }
+};
+addEventListener("load", async () => {
   const table = document.querySelector("table");
   const names = () => [...table.tBodies[0].rows].map(row =>
     row.cells[0].textContent + " " + row.cells[5].textContent.trim());
@@ -386,9 +396,12 @@ addEventListener("load", () => {
     header(index).querySelector("button").click();
     return [header(index).getAttribute("aria-sort"), ...names()];
   };
+  document.getElementById("C2").scrollIntoView();
+  await settled();
   const width = document.documentElement.scrollWidth;
   parent.postMessage(JSON.stringify({
     problems, width, inner: innerWidth,
+    plots: document.querySelectorAll(".live .main-svg").length,
     images: [...document.images].map(image =>
       [image.naturalWidth, image.width, image.height]),
     fetched: performance.getEntriesByType("resource").map(r => r.name)
@@ -428,7 +441,7 @@ def test_a_browser_shows_it_on_a_phone_and_sorts_it(tmp_path):
     )
     assert found["problems"] == [] and found["fetched"] == []
     assert found["inner"] == 390
-    assert found["width"] <= 390
+    assert found["width"] <= 390 and found["plots"] > 0
     assert len(found["images"]) == 3
     assert np.min(found["images"]) > 100
     by_value = ["C12 ≈ inconclusive", "C2 ≈ inconclusive", "C2 ✓ reproduced"]

@@ -84,6 +84,23 @@ def test_a_source_of_files(tmp_path):
         data.load("files", image_size=6, **arguments)
 
 
+def test_a_source_may_have_validation_images_of_its_own():
+    pairs = (IMAGES[:6], LABELS[:6]), (IMAGES[6:8], LABELS[6:8])
+
+    @sources.register("striped")
+    def find_striped():
+        return sources.Found.of_splits("abc", *pairs, (IMAGES[8:], LABELS[8:]))
+
+    dataset = data.load("striped")
+    assert (dataset.info.num_train, dataset.info.num_test) == (6, 2)
+    np.testing.assert_array_equal(dataset.validation.rows, [8])
+    assert data.count(name="striped") == (3, 6, 2)
+    # A share that is held out comes on top of them.
+    more = data.load("striped", validation_split=0.5)
+    assert (more.info.num_train, more.info.num_validation) == (3, 4)
+    assert 8 in more.validation.rows
+
+
 def test_examples_seen_twice():
     sources.register("doubled", repeat=lambda labels: np.repeat([0, 1], 2))(
         find_stripes

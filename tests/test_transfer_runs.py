@@ -224,7 +224,7 @@ def test_export_of_a_run_with_layers_of_its_own(own, tmp_path):
             cwd=place,
         )
         assert status == 0, errors
-        assert (output / "saved_model").is_dir()
+        assert (output / "1").is_dir()
 
 
 def test_exported_softmax_gives_logits_and_probabilities(
@@ -235,7 +235,7 @@ def test_exported_softmax_gives_logits_and_probabilities(
     run, folder = own
     monkeypatch.chdir(folder)
     export(run, "last", tmp_path / "exported")
-    served = tf.saved_model.load(str(tmp_path / "exported" / "saved_model"))
+    served = tf.saved_model.load(str(tmp_path / "exported" / "1"))
     images = run.load_data().test.raw_images(np.arange(6))
     out = served.signatures["serving_default"](images=tf.constant(images))
     weights = list(run.load_weights().values())
@@ -248,7 +248,11 @@ def test_exported_softmax_gives_logits_and_probabilities(
         out["probabilities"], odds / odds.sum(1, keepdims=True), atol=1e-6
     )
     assert sorted(os.listdir(tmp_path / "exported")) == [
+        "1",
+        "README.md",
+        "labels.json",
         "model.keras",
+        "preprocessing.json",
         "saved_model",
     ]
 
@@ -275,7 +279,7 @@ def test_export_of_a_kerashub_model(tmp_path):
 
     run = train_small(tmp_path / "run", digits(channels=3), model=model)
     export(run, "last", tmp_path / "exported")
-    served = tf.saved_model.load(str(tmp_path / "exported" / "saved_model"))
+    served = tf.saved_model.load(str(tmp_path / "exported" / "1"))
     dataset = run.load_data()
     raw = dataset.test.raw_images(np.arange(5))
     batch, _, _ = next(iter(dataset.eval_batches(batch_size=5)))

@@ -16,6 +16,22 @@ COLOURS = {
     "RI to RI-T": "#999999",
 }
 _OTHER_COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#000000")
+# Of a kind also the marker and the dash, for those who do not see its colour:
+# as Matplotlib names them.
+_LOOKS = {
+    "P": ("^", "-"),
+    "RI": ("v", ":"),
+    "P-T": ("o", "-"),
+    "RI-T": ("s", "--"),
+    "P-T frozen": ("D", "-."),
+    "P-T/P-T": ("o", "-"),
+    "P-T/RI-T": ("D", "-."),
+    "RI-T/P-T": ("D", "-."),
+    "RI-T/RI-T": ("s", "--"),
+    "P to P-T": ("^", "-"),
+    "RI to RI-T": ("v", ":"),
+}
+_OTHER_LOOK = ("X", ":")
 
 
 def colour(kind):
@@ -23,6 +39,16 @@ def colour(kind):
     if kind in COLOURS:
         return COLOURS[kind]
     return _OTHER_COLOURS[sum(kind.encode()) % len(_OTHER_COLOURS)]
+
+
+def marker(kind):
+    """Returns the marker of a kind of model or pair, as Matplotlib names it."""
+    return _LOOKS.get(kind, _OTHER_LOOK)[0]
+
+
+def dash(kind):
+    """Returns the line style of a kind, as Matplotlib names it."""
+    return _LOOKS.get(kind, _OTHER_LOOK)[1]
 
 
 def new_figure(width=6.4, height=4.0, rows=1, columns=1, **kwargs):
@@ -54,13 +80,13 @@ def plot_by(axes, table, x, y, by):
     """
     for kind, rows in table.groupby(by, sort=False):
         values = rows.groupby(x, sort=False)[y].agg(["mean", "min", "max"])
-        marker = "o" if len(values) <= 30 else None
         axes.plot(
             values["mean"],
             label=kind,
             color=colour(kind),
-            marker=marker,
-            markersize=3,
+            linestyle=dash(kind),
+            marker=marker(kind) if len(values) <= 30 else None,
+            markersize=4,
         )
         axes.fill_between(
             values.index,

@@ -1,7 +1,5 @@
 """Loss on the plane through three solutions."""
 
-import math
-
 import numpy as np
 import pandas
 
@@ -9,6 +7,11 @@ from keras_transfer.analysis.declaration import Figure, declare_analysis
 from keras_transfer.analysis.drawing import new_figure
 from keras_transfer.config import schema
 from keras_transfer.landscape.weight_space import Points
+
+# Lines of the grid on which a figure is drawn, along each axis.
+_FINE = 41
+# What a loss of 0 is drawn as, on a logarithmic scale.
+_LEAST_LOSS = 1e-6
 
 
 def plane_coordinates(gram):
@@ -52,8 +55,8 @@ def plane_coefficients(positions, coordinates):
             "plane_{kind}",
             lambda table: _figure(table),
             "The plane through three models",
-            "Loss on the plane through three models, which are marked: one "
-            "valley, or three with ridges between them.",
+            "Loss and accuracy on the plane through three models, each marked "
+            "with its own: one valley, or three with ridges between them.",
         )
     ],
     cost=lambda options, models: 2 * options["num_points"] ** 2,
@@ -120,22 +123,65 @@ def _grid(coordinates, num_points, margin):
     return np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
 
 
+def solutions_of(table):
+    """Returns the rows of the solutions themselves, see `plane`."""
+    # Of a table that was read from a file, what is empty is missing.
+    return table[table.solution.fillna("") != ""]
+
+
+def through_solutions(table, values):
+    """Returns values on a grid that passes through the solutions.
+
+    They need not lie on the grid on which it was measured. Between all that was
+    measured it is interpolated linearly, on triangles, so that it is at each
+    solution what it is of that model.
+
+    Args:
+        table: `pandas.DataFrame`, the n rows of one kind, see `plane`.
+        values: float [n].
+
+    Returns:
+        x, y: float [k], [m], ascending; z: float [m, k].
+    """
+    from scipy import interpolate
+
+    between = interpolate.LinearNDInterpolator(table[["x", "y"]], values)
+    solutions = solutions_of(table)
+    x, y = (
+        np.union1d(
+            np.linspace(table[axis].min(), table[axis].max(), _FINE),
+            solutions[axis],
+        )
+        for axis in ("x", "y")
+    )
+    return x, y, between(*np.meshgrid(x, y))
+
+
+def near_bottom(losses):
+    """Returns losses without their highest, which would hide all others.
+
+    Args:
+        losses: float [n].
+    """
+    finite = losses[np.isfinite(losses)]
+    return np.clip(losses, _LEAST_LOSS, np.quantile(finite, 0.95))
+
+
 def _figure(table):
+    if not np.isfinite(table[["x", "y"]]).all(axis=None):
+        # The three lie on one line.
+        return None
     metric = "auc" if "auc" in table else "accuracy"
     split = table.split.iloc[0]
     figure, axes = new_figure(9.6, 4.0, columns=2)
-    grid, solutions = table[:-3], table[-3:]
-    shape = (math.isqrt(len(grid)),) * 2
+    solutions = solutions_of(table)
     for panel, measure in zip(axes, ("loss", metric), strict=True):
-        x, y, z = (
-            grid[column].to_numpy().reshape(shape)
-            for column in ("x", "y", measure)
-        )
-        levels, norm = 12, None
+        values, levels, norm = table[measure], 12, None
         if measure == "loss":
+            values, norm = near_bottom(values), "log"
             # Close together at the bottom, where the solutions are.
-            z = np.clip(z, None, np.quantile(z, 0.95))
-            levels, norm = np.geomspace(z.min(), z.max() * 1.001, 13), "log"
+            levels = np.geomspace(values.min(), values.max() * 1.001, 13)
+        x, y, z = through_solutions(table, values)
         filled = panel.contourf(
             x, y, z, levels=levels, norm=norm, cmap="cividis"
         )
@@ -143,7 +189,7 @@ def _figure(table):
         panel.plot(solutions.x, solutions.y, "o", color="white", mec="black")
         for _, row in solutions.iterrows():
             panel.annotate(
-                row.solution,
+                f"{row.solution}: {row[measure]:.3g}",
                 (row.x, row.y),
                 xytext=(5, 5),
                 textcoords="offset points",

@@ -132,8 +132,9 @@ def load(
         validation_split: a share in (0, 1) of the training images, of each
             class alike, that is held out of training (before `num_train` are
             drawn) to choose the best epoch on; or the name of a split of its
-            own: of TFDS', or the folder or table beside `train`. None for none:
-            the best epoch is then chosen on the test images, as in the paper.
+            own: of TFDS' or Hugging Face's, or the folder or table beside
+            `train`. None for none: the best epoch is then chosen on the test
+            images, as in the paper.
 
     Returns:
         A `Dataset`.

@@ -299,7 +299,8 @@ def _has_graph(model):
 @functools.cache
 def _functional_class():
     x = keras.Input(())
-    return type(keras.Model(x, x))
+    # Keras 3.12, the last for Python 3.10, wants an operation between them.
+    return type(keras.Model(x, keras.layers.Identity()(x)))
 
 
 def _traced(call):

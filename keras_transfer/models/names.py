@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 
+from keras_transfer.errors import UserError
 from keras_transfer.models.weight_sources.keras_files import h5_names
 
 # Names that PyTorch's wrappers put before all others.
@@ -26,6 +27,9 @@ _FIXUP = {
     "fc.dense/kernel": "fc.weight",
     "fc.dense/bias": "fc.bias",
 }
+_FIXUP_BLOCK = re.compile(
+    r"layer\d+\.\d+\.((conv\d|shortcut)/kernel|scale/scale|bias\d[ab]/bias)"
+)
 _HUB_BLOCK = re.compile(r"stack(\d+)_block(\d+)_(\d)_(conv|bn)")
 
 
@@ -53,6 +57,64 @@ def torch_names(variables, theirs):
         for scheme in (_as_fixup, _as_torchvision, _as_modules)
     ]
     return max(found, key=len)
+
+
+def torch_state(model):
+    """Returns a network's weights as its state dict in PyTorch has them.
+
+    Known are the Fixup ResNets, by the names of the published ones, and
+    KerasHub's ResNets, by torchvision's and timm's.
+
+    Args:
+        model: built `keras.Model`.
+
+    Returns:
+        {name: array}, in the order of the model's weights. There are no counts
+        (num_batches_tracked), which PyTorch does without.
+
+    Raises:
+        UserError: if the network is no such ResNet.
+    """
+    named = {variable.path: variable for variable in model.weights}
+    scheme = _scheme(model, named)
+    if scheme is None:
+        raise UserError(
+            "Weights are written as PyTorch has them of Fixup ResNets "
+            "(fixup_resnet18, ...) and of KerasHub's ResNets, whose names in "
+            f"PyTorch are known. Received: a network '{model.name}'. Its "
+            "weights are in the formats keras and saved_model, too."
+        )
+    # Only this private method finds the layers that other layers hold; the
+    # innermost comes last.
+    holders = {
+        id(variable): layer
+        for layer in model._flatten_layers()
+        for variable in layer.weights
+    }
+    return {
+        scheme(path): to_torch(
+            keras.ops.convert_to_numpy(variable),
+            holders[id(variable)],
+            variable,
+        )
+        for path, variable in named.items()
+    }
+
+
+def _scheme(model, paths):
+    """Returns what names all of a network's weights in PyTorch, or None."""
+    if not paths:
+        return None
+    if all(path in _FIXUP or _FIXUP_BLOCK.fullmatch(path) for path in paths):
+        return _as_fixup
+    # Those of timm that shrink shortcuts by pooling have other names.
+    pools = any(
+        isinstance(layer, keras.layers.AveragePooling2D)
+        for layer in model._flatten_layers()
+    )
+    if pools or not all(map(_as_torchvision, paths)):
+        return None
+    return _as_torchvision
 
 
 def unwrapped(name):
@@ -128,6 +190,12 @@ def from_torch(array, layer, variable):
     if array.ndim != len(axes):
         return array
     return np.transpose(array, axes)
+
+
+def to_torch(array, layer, variable):
+    """Returns the array of a Keras layer's variable as PyTorch has it."""
+    axes = kernel_axes(layer, variable)
+    return array if axes is None else np.transpose(array, np.argsort(axes))
 
 
 def _as_fixup(path):

@@ -77,6 +77,11 @@ def choosing_values(rows, metric):
     }
 
 
+def chosen_on(rows):
+    """Returns the splits on which rows say that the best epoch is chosen."""
+    return {row["split"] for row in rows if _chooses(row)}
+
+
 def _chooses(row):
     # Where the column is missing, there was no other split than test.
     return int(row["chooses"]) if "chooses" in row else row["split"] == "test"

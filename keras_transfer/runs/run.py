@@ -243,7 +243,7 @@ class Run:
                 self.metrics_path,
                 epoch,
                 metric,
-                has_validation=self.choosing_split == "validation",
+                has_validation=self.info().num_validation > 0,
             )
             return self._newest_partial(epoch + 1) or checkpoint
         if epochs:
@@ -364,8 +364,9 @@ class Run:
 
     @property
     def choosing_split(self):
-        """The split on which the best epoch is chosen, see `keep`."""
-        return "validation" if self.info().num_validation else "test"
+        """The split on which the best epoch was chosen, see `keep`."""
+        with reading.damaged(self.metrics_path):
+            return metrics.choosing_split(metrics.chosen_on(self._rows()))
 
     def resolve_epoch(self, epoch):
         """Returns the checkpointed epoch meant by "best", "last" or a number.

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 
 import numpy as np
 import tensorflow as tf
@@ -36,6 +37,9 @@ class Summaries:
     def write_scalars(self, step, summaries, scalars):
         """Writes numbers.
 
+        With those of step 0 it is written which belong in one chart, for
+        TensorBoard's custom scalars: those of one name, of all splits.
+
         Args:
             step: int.
             summaries: {split: {name: value}}, shown as "name/split".
@@ -47,6 +51,42 @@ class Summaries:
                     tf.summary.scalar(f"{name}/{split}", value)
             for name, value in scalars.items():
                 tf.summary.scalar(name, value)
+            if step == 0 and summaries:
+                names = dict.fromkeys(
+                    name for summary in summaries.values() for name in summary
+                )
+                _write(_layout(names))
+
+    def write_hparams(self, hparams):
+        """Writes what TensorBoard's HParams tell of a run.
+
+        Args:
+            hparams: {name: bool, int, float or str}.
+        """
+        from tensorboard.plugins.hparams import api
+
+        with self.at(step=0):
+            _write(api.hparams_pb(hparams, trial_id=str(self._path)))
+
+    def write_experiment(self, hparams, metrics):
+        """Writes which HParams and metrics the runs in this directory have.
+
+        Args:
+            hparams: names.
+            metrics: {name of a scalar: what it is called}.
+        """
+        from tensorboard.plugins.hparams import api
+
+        told = api.hparams_config_pb(
+            [api.HParam(name) for name in hparams],
+            [api.Metric(tag, display_name=m) for tag, m in metrics.items()],
+        )
+        with self.at(step=0):
+            _write(told)
+
+    def close(self):
+        """Closes the event file."""
+        self._writer.close()
 
     def write_config(self, config):
         """Writes a gin configuration as text."""
@@ -68,6 +108,28 @@ class Summaries:
     @functools.cached_property
     def _writer(self):
         return tf.summary.create_file_writer(str(self._path))
+
+
+def _write(summary):
+    """Writes a summary that TensorBoard made, to the writer of the block."""
+    tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=0)
+
+
+def _layout(names):
+    """Returns the charts of custom scalars: one a name, with every split."""
+    from tensorboard.plugins.custom_scalar import layout_pb2, summary
+
+    charts = [
+        layout_pb2.Chart(
+            title=name,
+            multiline=layout_pb2.MultilineChartContent(
+                tag=[f"^{re.escape(name)}/"]
+            ),
+        )
+        for name in names
+    ]
+    category = layout_pb2.Category(title="training and test", chart=charts)
+    return summary.pb(layout_pb2.Layout(category=[category]))
 
 
 def _grid(images):

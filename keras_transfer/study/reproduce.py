@@ -14,7 +14,11 @@ from keras_transfer.manifest import Manifest, csv_text
 from keras_transfer.runs import Run
 from keras_transfer.study.claims import decide, shown_figure, statistics
 from keras_transfer.study.estimate import Estimate
-from keras_transfer.study.report import Report, write_report
+from keras_transfer.study.report import (
+    Report,
+    write_report,
+    write_tensorboard,
+)
 from keras_transfer.study.runner import Runner
 
 _PACKAGES = (
@@ -33,8 +37,9 @@ def reproduce(study, work_dir, executor=None):
 
     Leaves in `work_dir`: replication_<number>/runs/ and analyses/, each task in
     a directory of its own, config.gin (the study's), claims.csv and
-    replications.csv (what `decide` returns) and report.html. The same call goes
-    on with what is not finished (see `Runner`).
+    replications.csv (what `decide` returns), report.html and tensorboard/, in
+    which runs are named as people would say them. The same call goes on with
+    what is not finished (see `Runner`).
 
     Args:
         study: `Study`.
@@ -60,6 +65,7 @@ def reproduce(study, work_dir, executor=None):
     manifest.write_text("replications.csv", csv_text(values))
     report = _report(study, runner.path, outcomes, claims, values, config)
     write_report(runner.path / "report.html", report)
+    write_tensorboard(runner.path / "tensorboard", report)
     print(f"\n{_summary(claims)}\n\nReport: {runner.path / 'report.html'}")
     failed = [o.task.name for o in outcomes if o.state != "finished"]
     if failed:

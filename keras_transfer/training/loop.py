@@ -168,9 +168,8 @@ def train(
         if trained_modules is not None:
             setup.freeze_others(net, trained_modules)
         # What gin has not given to anything would be missing in config.gin.
-        made = setup.make_optimizer(
-            optimizer, schedule(steps_per_epoch=steps, epochs=epochs)
-        )
+        rate = schedule(steps_per_epoch=steps, epochs=epochs)
+        made = setup.make_optimizer(optimizer, rate)
         trainer, is_known = (trainers or Trainers()).trainer(
             net,
             (strategy, dataset.info, repr(class_weights), in_step),
@@ -181,14 +180,14 @@ def train(
                 dataset.info.multi_label,
                 batch_size,
                 jit_compile,
-                functools.partial(dataset.finish, augmentation=augmentation)
+                finish=functools.partial(
+                    dataset.finish, augmentation=augmentation
+                )
                 if in_step
                 else None,
-                label_smoothing,
-                class_weights,
-                None
-                if layer_decay is None
-                else setup.decayed_rates(net, layer_decay),
+                label_smoothing=label_smoothing,
+                class_weights=class_weights,
+                rate_factors=setup.decayed_rates(net, layer_decay),
             ),
         )
         if in_step:

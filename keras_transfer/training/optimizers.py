@@ -19,9 +19,13 @@ from keras import ops
 
 from keras_transfer.errors import UserError
 
-_WRAPPERS = (keras.optimizers.LossScaleOptimizer,)
-if hasattr(keras.optimizers, "MultiOptimizer"):
-    _WRAPPERS += (keras.optimizers.MultiOptimizer,)
+# Of several optimizers for several layers; not in all versions of Keras.
+MULTI_OPTIMIZER = getattr(keras.optimizers, "MultiOptimizer", ())
+_OF_OTHERS = (
+    keras.optimizers.Optimizer,
+    keras.optimizers.LossScaleOptimizer,
+    MULTI_OPTIMIZER,
+)
 
 
 def _register(name, kind):
@@ -39,7 +43,7 @@ for _name, _kind in vars(keras.optimizers).items():
     if (
         inspect.isclass(_kind)
         and issubclass(_kind, keras.optimizers.Optimizer)
-        and _kind not in (keras.optimizers.Optimizer, *_WRAPPERS)
+        and _kind not in _OF_OTHERS
     ):
         _register("KerasSGD" if _name == "SGD" else _name, _kind)
 
@@ -186,20 +190,65 @@ def averages(optimizer):
     return pairs
 
 
-def check_replicas(optimizer, num_replicas):
-    """Raises a `UserError` for what Keras can do on one replica only.
+def decide_across_replicas(optimizer):
+    """Has replicas decide together whether accumulated gradients are due.
+
+    Keras lets each decide for itself, and `tf.distribute` does not let them
+    meet then, as they do in a step.
 
     Args:
-        optimizer: any Keras optimizer.
-        num_replicas: int, that it is used on.
+        optimizer: any Keras optimizer, changed in place; for several replicas.
+
+    Raises:
+        UserError: for `ema_overwrite_frequency`, which is decided likewise.
     """
-    for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
-        if num_replicas > 1 and getattr(optimizer, name, None):
-            raise UserError(
-                f"Keras has {name} on one device only. Received: "
-                f"{getattr(optimizer, name)} on {num_replicas} replicas; leave "
-                'it out, or bind strategy.name = "one_device".'
-            )
+    optimizer = unwrapped(optimizer)
+    if optimizer.use_ema and optimizer.ema_overwrite_frequency:
+        raise UserError(
+            "Weights are overwritten with their averages on one device only. "
+            f"Received: ema_overwrite_frequency="
+            f"{optimizer.ema_overwrite_frequency} on several; leave it out, or "
+            'bind strategy.name = "one_device".'
+        )
+    count = optimizer.gradient_accumulation_steps
+    if not count:
+        return
+
+    def accumulators(variables):
+        indices = map(optimizer._get_variable_index, variables)
+        return [optimizer._accumulated_gradients[i] for i in indices]
+
+    def take_step(gradients, variables):
+        pairs = zip(gradients, accumulators(variables), strict=True)
+        means = optimizer._clip_gradients([(g + a) / count for g, a in pairs])
+        optimizer._apply_weight_decay(variables)
+        rate = optimizer.learning_rate
+        optimizer._backend_update_step(means, variables, rate)
+        optimizer._backend_reset_gradient_accumulators()
+
+    def accumulate(gradients, variables):
+        optimizer._backend_increment_gradient_accumulators(
+            gradients, accumulators(variables)
+        )
+
+    def decide(distribution, *arguments):
+        def on_all(function):
+            distribution.extended.call_for_each_replica(function, arguments)
+
+        tf.cond(
+            (optimizer._iterations + 1) % count == 0,
+            lambda: on_all(take_step),
+            lambda: on_all(accumulate),
+        )
+
+    def apply_gradients(gradients, variables):
+        context = tf.distribute.get_replica_context()
+        context.merge_call(decide, args=(gradients, variables))
+        optimizer._update_model_variables_moving_average(
+            optimizer._trainable_variables
+        )
+
+    optimizer._backend_apply_gradients = apply_gradients
 
 
 def scale_rates(optimizer, factors):
@@ -213,6 +262,7 @@ def scale_rates(optimizer, factors):
         factors: sequence of float, one for each variable, in the order in which
             the optimizer is built with them.
     """
+    optimizer = unwrapped(optimizer)
     take_step, decay = optimizer.update_step, optimizer._apply_weight_decay
     rate = optimizer._get_current_learning_rate
 

@@ -13,6 +13,7 @@ from keras_transfer import data, models, objectives
 from keras_transfer.errors import UserError
 from keras_transfer.models.weight_sources import open_source
 from keras_transfer.runs import Run, architecture
+from keras_transfer.training.optimizers import MULTI_OPTIMIZER
 
 # Test images of at most so many bytes, as float32, are made only once.
 _KEPT_BYTES = 2**28
@@ -221,11 +222,14 @@ def decayed_rates(model, decay):
 
     Args:
         model: the `keras.Model`.
-        decay: float in [0, 1].
+        decay: float in [0, 1], or None.
 
     Returns:
-        List of float, in the order of `model.trainable_variables`.
+        List of float, in the order of `model.trainable_variables`; None for all
+        1 where there is no decay.
     """
+    if decay is None:
+        return None
     chain = models.module_chain(models.logits_model(model))
     factors = {
         id(variable): decay**height
@@ -253,10 +257,12 @@ def make_optimizer(factory, learning_rate):
         raise UserError(
             f"train.optimizer cannot be made. Keras said: {error}"
         ) from error
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
+    if not isinstance(optimizer, keras.optimizers.Optimizer) or isinstance(
+        optimizer, MULTI_OPTIMIZER
+    ):
         raise UserError(
-            "train.optimizer must make a Keras optimizer. Received: "
-            f"{type(optimizer).__name__}."
+            "train.optimizer must make one Keras optimizer for all weights. "
+            f"Received: {type(optimizer).__name__}."
         )
     return optimizer
 

@@ -58,7 +58,8 @@ class Trainer:
         class_weights=None,
         rate_factors=None,
     ):
-        optimizers.check_replicas(optimizer, strategy.num_replicas_in_sync)
+        if strategy.num_replicas_in_sync > 1:
+            optimizers.decide_across_replicas(optimizer)
         if rate_factors is not None:
             optimizers.scale_rates(optimizer, rate_factors)
         if model.dtype_policy.compute_dtype == "float16":

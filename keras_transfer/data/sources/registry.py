@@ -114,7 +114,8 @@ class Found:
                 f"for validation. Received: validation_split={share}; choose a "
                 "share that leaves some for either."
             )
-        is_validation = np.zeros(len(self.labels), bool)
+        # Those of the source's own, too.
+        is_validation = ~(self.is_train | self.is_test)
         is_validation[training[drawn]] = True
         return dataclasses.replace(self, is_validation=is_validation)
 

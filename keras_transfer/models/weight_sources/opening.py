@@ -15,6 +15,7 @@ from keras_transfer.models.weight_sources import (
     saved_models,
     torch_files,
 )
+from keras_transfer.models.weight_sources.normalization import normalization
 from keras_transfer.models.weight_sources.weights import Weights
 from keras_transfer.models.weights import named_weights
 
@@ -81,7 +82,8 @@ def open_source(source):
 
     Returns:
         A `keras.Model`, `Weights`, or what has `load_model(epoch)` and
-        `load_weights(epoch)`.
+        `load_weights(epoch)`. The first two have, from a path, `mean` and
+        `std`, see `normalization`.
 
     Raises:
         UserError: as `read_weights`.
@@ -98,6 +100,13 @@ def open_source(source):
             f"functional Keras model. Received: {source!r}"
         )
     path = pathlib.Path(source).expanduser()
+    opened = _open(path)
+    if isinstance(opened, (Weights, keras.Model)):
+        opened.mean, opened.std = normalization(path)
+    return opened
+
+
+def _open(path):
     if path.is_dir():
         for is_one, opened in _DIRECTORIES:
             if is_one(path):

@@ -1,9 +1,8 @@
 """Directories that KerasHub reads: its presets, timm's and Hugging Face's."""
 
-import json
-
 from keras_transfer.errors import UserError
 from keras_transfer.models.weight_sources import safetensors_files
+from keras_transfer.models.weight_sources.normalization import read_json
 
 _OWN_KEYS = "registered_name", "class_name"
 _FOREIGN_KEYS = "architecture", "model_type"
@@ -30,9 +29,7 @@ def open_preset(path):
     """
     is_own = any(key in _config(path) for key in _OWN_KEYS)
     if not is_own and safetensors_files.is_directory(path):
-        weights = safetensors_files.read_directory(path)
-        weights.mean, weights.std = _normalization(path)
-        return weights
+        return safetensors_files.read_directory(path)
     try:
         import keras_hub
     except ImportError as error:
@@ -52,28 +49,5 @@ def open_preset(path):
     return model
 
 
-def _normalization(path):
-    """Returns mean and standard deviation of the images, None and None."""
-    own = _config(path).get("pretrained_cfg")
-    other = _config(path, "preprocessor_config.json")
-    for found, names in (
-        (own, ("mean", "std")),
-        (
-            other,
-            ("image_mean", "image_std"),
-        ),
-    ):
-        values = (
-            [found.get(n) for n in names] if isinstance(found, dict) else []
-        )
-        if values and all(isinstance(v, list) and v for v in values):
-            return tuple(tuple(map(float, value)) for value in values)
-    return None, None
-
-
-def _config(path, name="config.json"):
-    try:
-        found = json.loads((path / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _config(path):
+    return read_json(path / "config.json")

@@ -1,6 +1,7 @@
 """SavedModels that have variables."""
 
 import itertools
+import re
 
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
@@ -10,26 +11,42 @@ from keras_transfer.models.weight_sources.weights import Weights, damaged
 
 
 def is_saved_model(path):
-    """Whether a directory is a SavedModel."""
-    return (path / "saved_model.pb").is_file()
+    """Whether a directory is a SavedModel, or has versions of one."""
+    return _newest(path) is not None
+
+
+def _newest(path):
+    """Returns the SavedModel in a directory, the newest version's, or None.
+
+    TensorFlow Serving takes directories with a folder for each version, which
+    has a number for a name.
+    """
+    versions = (
+        p for p in path.iterdir() if re.fullmatch("[0-9]{1,18}", p.name)
+    )
+    newest = sorted(versions, key=lambda p: int(p.name), reverse=True)
+    return next(
+        (p for p in (path, *newest) if (p / "saved_model.pb").is_file()), None
+    )
 
 
 def read(path):
     """Returns the `Weights` of a SavedModel; its graph is not loaded.
 
     Args:
-        path: `pathlib.Path`.
+        path: `pathlib.Path` of a directory for which `is_saved_model` holds.
 
     Raises:
         UserError: if it has no variables, or is damaged.
     """
-    if not (path / "variables" / "variables.index").is_file():
+    variables = _newest(path) / "variables"
+    if not (variables / "variables.index").is_file():
         raise UserError(
             f"{path} is a SavedModel without variables: its weights are frozen "
             "into its graph. Give what it was exported from."
         )
     with damaged(path, "a SavedModel"):
-        named, ordered = _read(path / "variables" / "variables")
+        named, ordered = _read(variables / "variables")
         return Weights(named, path, ordered=ordered)
 
 
