@@ -93,7 +93,9 @@ def measure(options, scratch):
         strategy,
         multi_label=False,
         batch_size=batch_size,
-        finish=lambda part: dataset.finish(part, augmentation),
+        finish=lambda part, tensors: dataset.finish(
+            part, augmentation, tensors
+        ),
     )
     drawn = {"batch_size": batch_size, "seed": 0, "augmentation": augmentation}
     images, targets = next(iter(dataset.train_batches(**drawn)))

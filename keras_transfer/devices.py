@@ -48,9 +48,7 @@ def strategy(
     if name == "auto":
         name = "mirrored" if len(devices or gpus) > 1 else "one_device"
     if name == "one_device":
-        return tf.distribute.OneDeviceStrategy(
-            (devices or gpus or ["CPU:0"])[0]
-        )
+        return _one_device_strategy((devices or gpus or ["CPU:0"])[0])
     if name == "mirrored":
         return _mirrored_strategy(tuple(devices or gpus or ["CPU:0"]))
     if name == "tpu":
@@ -74,8 +72,13 @@ def _check_devices(devices):
 
 
 # One of a kind in a process: two strategies over the same devices would number
-# their collective operations alike, and one be taken for another; and to set a
-# TPU up again would clear its memory.
+# their collective operations alike, and one be taken for another; to set a TPU
+# up again would clear its memory; what is compiled for one is not for another.
+
+
+@functools.cache
+def _one_device_strategy(device):
+    return tf.distribute.OneDeviceStrategy(device)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ def executed(monkeypatch):
     """The jobs that were run; each leaves its configuration as its result."""
     found = []
 
-    def execute(job, loaded):
+    def execute(job, loaded, trainers):
         found.append(job.config)
         with files.writing(job.path):
             (job.path / "result").write_text(job.config)
@@ -120,7 +120,7 @@ def test_a_log_that_is_no_text(tmp_path):
 def test_a_table_that_was_changed_is_made_again(tmp_path, monkeypatch):
     made = []
 
-    def analyse(job, loaded):
+    def analyse(job, loaded, trainers):
         made.append(job.name)
         Output(job.path).text("distance.csv", "value\n1.5\n")
 

@@ -37,7 +37,8 @@ class Images:
 
     Attributes:
         array: uint8 [n, h, w, c], memory-mapped or a read-only view of
-            a tensor.
+            `tensor`.
+        tensor: the same on the host, if it is in memory.
 
     Args:
         array: the images.
@@ -54,8 +55,8 @@ class Images:
             # Host memory, even beside a GPU. The view lets go of the original,
             # so that images are held once.
             with tf.init_scope(), tf.device("/CPU:0"):
-                self._tensor = tf.constant(array)
-            self.array = np.asarray(memoryview(self._tensor))
+                self.tensor = tf.constant(array)
+            self.array = np.asarray(memoryview(self.tensor))
 
     @property
     def in_memory(self):
@@ -92,7 +93,7 @@ class Images:
             uint8 tensor [b, h, w, c].
         """
         if self.in_memory:
-            return tf.gather(self._tensor, rows)
+            return tf.gather(self.tensor, rows)
         images = tf.numpy_function(
             lambda r: self.array[r], [rows], tf.uint8, stateful=False
         )

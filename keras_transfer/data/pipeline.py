@@ -98,17 +98,23 @@ class Split:
                 array[chunk] = images
         return Split(Images(array), np.arange(len(self)), self.labels)
 
-    def fetch(self, examples, num_classes):
-        """Fetches examples inside a `tf.data` function.
+    def fetch(self, examples, num_classes, tensors=None):
+        """Fetches examples inside a graph.
 
         Args:
             examples: int32 tensor [b].
             num_classes: number of classes.
+            tensors: the `tensors` of the split to fetch from, so that one graph
+                does for several; None for this one.
 
         Returns:
             Stored images uint8 [b, h, w, c] and targets float32
             [b, num_classes], one-hot or multi-hot.
         """
+        if tensors is not None:
+            images, rows, labels = tensors
+            images = tf.gather(images, tf.gather(rows, examples))
+            return images, _targets(labels, examples, num_classes)
         rows, _ = self._tensors
         images = self.images.gather(tf.gather(rows, examples))
         return images, self.fetch_targets(examples, num_classes)
@@ -116,10 +122,12 @@ class Split:
     def fetch_targets(self, examples, num_classes):
         """Fetches targets alone; see `fetch`."""
         _, labels = self._tensors
-        targets = tf.gather(labels, examples)
-        if targets.dtype.is_integer:
-            targets = tf.one_hot(targets, num_classes)
-        return targets
+        return _targets(labels, examples, num_classes)
+
+    @property
+    def tensors(self):
+        """What `fetch` reads of a split in memory: images, rows, labels."""
+        return (self.images.tensor, *self._tensors)
 
     @property
     def fingerprint(self):
@@ -137,6 +145,13 @@ class Split:
     def _tensors(self):
         with tf.init_scope(), tf.device("/CPU:0"):
             return tf.constant(self.rows), tf.constant(self.labels)
+
+
+def _targets(labels, examples, num_classes):
+    targets = tf.gather(labels, examples)
+    if targets.dtype.is_integer:
+        targets = tf.one_hot(targets, num_classes)
+    return targets
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -334,21 +349,34 @@ class Dataset:
         parts = tf.data.Dataset.counter(first_epoch).flat_map(epoch_parts)
         return in_order(parts, tf.data.INFINITE_CARDINALITY)
 
-    def finish(self, part, augmentation):
+    def train_tensors(self, augmentation):
+        """Returns the tensors that `finish` reads, of images in memory.
+
+        Args:
+            augmentation: the sequence of `Augmentation`.
+        """
+        return self._finished_from(augmentation).train.tensors
+
+    def _finished_from(self, augmentation):
+        return self if augmentation else self._blocks_moved
+
+    def finish(self, part, augmentation, tensors=None):
         """Fetches, augments and normalizes one batch, inside a graph.
 
         Args:
             part: element of `train_parts`.
             augmentation: the sequence of `Augmentation` it was drawn for.
+            tensors: `train_tensors` of this dataset, or of one with the same
+                `info`; None for this one's.
 
         Returns:
             Images float32 [b, h, w, c] and targets float32
             [b, num_classes].
         """
-        source = self if augmentation else self._blocks_moved
+        source = self._finished_from(augmentation)
         size = self.info.image_shape[:2]
         images, targets = source.train.fetch(
-            part["examples"], self._num_classes
+            part["examples"], self._num_classes, tensors
         )
         images = augment(augmentation, images, part["uniforms"], size)
         # In whole levels there is a quarter as much to move and shuffle.

@@ -19,7 +19,7 @@ from keras_transfer import config, environment, files, reading
 from keras_transfer.analysis.analyze import analyze
 from keras_transfer.errors import UserError
 from keras_transfer.manifest import Manifest
-from keras_transfer.training import train
+from keras_transfer.training import Trainers, train
 
 # A killed worker's process may live on for a while, and hold its directory.
 SECONDS_FOR_LOCK = 120.0
@@ -140,7 +140,7 @@ def is_intact(path):
     return True
 
 
-def run_job(job, loaded=None, seconds=0.0):
+def run_job(job, loaded=None, seconds=0.0, trainers=None):
     """Trains or analyses, and records how that ended.
 
     What was done of the same job before is continued; what another one left in
@@ -152,6 +152,7 @@ def run_job(job, loaded=None, seconds=0.0):
         loaded: `Models` of the analysis before, or None.
         seconds: float, how long to wait for another process to leave the
             directory.
+        trainers: `Trainers` of the runs before, or None.
 
     Returns:
         The `Models` of an analysis, None otherwise.
@@ -165,20 +166,20 @@ def run_job(job, loaded=None, seconds=0.0):
             check_ours(job.path)
             old = read_record(job.path)
             if matches(old, job.identity) or not _is_begun(job.path):
-                return _go_on(job, loaded, old)
+                return _go_on(job, loaded, old, trainers)
             # Another configuration's, or made from what has been made anew.
             _set_aside(job, old)
         _bring_back(job)
 
 
-def _go_on(job, loaded, old):
+def _go_on(job, loaded, old, trainers):
     if old.get("state") == "finished" and (
         job.identity["command"] == "train" or is_intact(job.path)
     ):
         # By a worker that was lost before it could tell.
         return None
     (job.path / _LOG).unlink(missing_ok=True)
-    return _run_recorded(job, loaded, old.get("seconds", 0.0))
+    return _run_recorded(job, loaded, old.get("seconds", 0.0), trainers)
 
 
 def _is_begun(path):
@@ -224,13 +225,13 @@ def _replaced(job, record):
     return study / _REPLACED / job.name / digest.hexdigest()
 
 
-def _run_recorded(job, loaded, spent):
+def _run_recorded(job, loaded, spent, trainers):
     record = job.identity | {"state": "begun"}
     _write(job.path, record | {"seconds": spent})
     began = time.perf_counter()
     log = ""
     try:
-        loaded = _execute(job, loaded)
+        loaded = _execute(job, loaded, trainers)
         record |= {"state": "finished", "completion": uuid.uuid4().hex}
     except UserError as error:
         log = f"{config.without_calls(error)}\n"
@@ -247,13 +248,13 @@ def _run_recorded(job, loaded, spent):
     return loaded
 
 
-def _execute(job, loaded):
+def _execute(job, loaded, trainers):
     gin.clear_config()
     sys.path += [f for f in job.python_path if f not in sys.path]
     config.parse([], [job.config])
     if job.identity["command"] == "analyze":
         return analyze(job.path, loaded=loaded)
-    train(job.path)
+    train(job.path, trainers=trainers)
     # Models, and the functions compiled for them, are large; what is no longer
     # referred to is collected, too.
     keras.backend.clear_session()
@@ -329,14 +330,16 @@ class InTurn:
         self._threads = threads
         self._seconds = seconds
         self._loaded = None
+        self._trainers = None
 
     def __enter__(self):
         if self._threads:
             environment.use_threads(self._threads)
+        self._trainers = Trainers()
         return self
 
     def __exit__(self, *exception):
-        self._loaded = None
+        self._loaded = self._trainers = None
 
     @property
     def is_full(self):
@@ -352,5 +355,5 @@ class InTurn:
         name, job = self.running.popitem()
         if job.identity["command"] == "train":
             self._loaded = None
-        self._loaded = run_job(job, self._loaded, self._seconds)
+        self._loaded = run_job(job, self._loaded, self._seconds, self._trainers)
         return name

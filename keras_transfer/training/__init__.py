@@ -4,5 +4,14 @@ from keras_transfer.devices import strategy
 from keras_transfer.training.loop import train
 from keras_transfer.training.optimizers import SGD
 from keras_transfer.training.schedules import constant, cosine, multi_step
+from keras_transfer.training.trainers import Trainers
 
-__all__ = ["SGD", "constant", "cosine", "multi_step", "strategy", "train"]
+__all__ = [
+    "SGD",
+    "Trainers",
+    "constant",
+    "cosine",
+    "multi_step",
+    "strategy",
+    "train",
+]

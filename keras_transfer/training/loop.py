@@ -1,6 +1,8 @@
 """Training one model, from a configuration to a run directory."""
 
 import contextlib
+import functools
+import math
 import os
 import time
 from typing import Annotated, Literal
@@ -21,9 +23,13 @@ from keras_transfer.training import cluster, factories, setup
 from keras_transfer.training.interruption import DeferredSignals, Stop
 from keras_transfer.training.optimizers import SGD
 from keras_transfer.training.step import Trainer
+from keras_transfer.training.trainers import Trainers
 
 # Images on which a model read back is compared with the one in memory.
 _NUM_COMPARED = 4
+
+# What may have to be done again, of epochs whose checkpoints are not kept.
+_SECONDS_UNSAVED = 10.0
 
 TrainedModules = Annotated[tuple[str, ...], schema.NotEmpty()]
 
@@ -58,6 +64,7 @@ def train(
     label_smoothing: schema.Share = 0.0,
     class_weights: Literal["balanced"] | dict | None = None,
     patience: schema.Count | None = None,
+    trainers=None,
 ):
     """Trains one model and leaves a run directory.
 
@@ -117,6 +124,8 @@ def train(
             weight}, 1 for those left out. None: 1.
         patience: early stopping: after so many epochs without a better metric
             on validation images training ends. None: never.
+        trainers: `Trainers` of earlier runs in this process, to use again what
+            was compiled for them; None to compile all anew.
 
     Returns:
         The `runs.Run`.
@@ -158,21 +167,31 @@ def train(
         )
         if trained_modules is not None:
             setup.freeze_others(net, trained_modules)
+        # What gin has not given to anything would be missing in config.gin.
         rate = schedule(steps_per_epoch=steps, epochs=epochs)
-        trainer = Trainer(
+        made = setup.make_optimizer(optimizer, rate)
+        trainer, is_known = (trainers or Trainers()).trainer(
             net,
-            setup.make_optimizer(optimizer, rate),
-            strategy,
-            dataset.info.multi_label,
-            batch_size,
-            jit_compile,
-            finish=(lambda part: dataset.finish(part, augmentation))
-            if in_step
-            else None,
-            label_smoothing=label_smoothing,
-            class_weights=class_weights,
-            rate_factors=setup.decayed_rates(net, layer_decay),
+            (strategy, dataset.info, repr(class_weights), in_step),
+            lambda: Trainer(
+                net,
+                made,
+                strategy,
+                dataset.info.multi_label,
+                batch_size,
+                jit_compile,
+                finish=functools.partial(
+                    dataset.finish, augmentation=augmentation
+                )
+                if in_step
+                else None,
+                label_smoothing=label_smoothing,
+                class_weights=class_weights,
+                rate_factors=setup.decayed_rates(net, layer_decay),
+            ),
         )
+        if in_step:
+            trainer.tensors = dataset.train_tensors(augmentation)
 
     # Other workers write nothing.
     alone = (
@@ -196,22 +215,38 @@ def train(
             trainer, dataset, eval_batch_size, signals.check
         )
 
+        saved_at = -math.inf
+
+        def is_saved(epoch):
+            is_kept = keep_epochs == "all" or epoch in {*keep_epochs, epochs}
+            # Of several workers each has a clock of its own.
+            is_due = time.monotonic() - saved_at > _SECONDS_UNSAVED
+            is_due |= cluster.num_workers(strategy) > 1
+            is_last = metrics.has_stopped(values, patience)
+            is_best = metrics.best_epoch(values) == epoch
+            return is_kept or is_due or is_last or is_best
+
         def finish_epoch(epoch, summaries, scalars):
-            state = trainer.state()
-            check_finite(state[0], f"The model after epoch {epoch}")
+            nonlocal saved_at
             for split in summaries.keys() - {"train"}:
                 _check_loss(summaries[split]["loss"], split, epoch)
             values[epoch] = metrics.choosing_value(summaries, metric)
+            state = trainer.state() if is_saved(epoch) else None
+            if state:
+                check_finite(state[0], f"The model after epoch {epoch}")
+                saved_at = time.monotonic()
             if is_chief:
-                # The checkpoint says that all the others are there.
                 run.summaries.write_scalars(epoch, summaries, scalars)
                 run.add_metrics(epoch, epoch * steps, summaries)
+            if is_chief and state:
+                # The checkpoint says that all the others are there.
                 run.save(epoch, *state)
                 run.keep(epoch, metric, keep_epochs)
 
         if checkpoint is None:
             images, _ = next(iter(dataset.train_batches(**drawn)))
-            architecture.check_read_back(net, images[:_NUM_COMPARED])
+            if not is_known:
+                architecture.check_read_back(net, images[:_NUM_COMPARED])
             if is_chief:
                 _begin(run, net, dataset, images, source)
             finish_epoch(0, evaluate(), {})

@@ -34,11 +34,15 @@ class Trainer:
         jit_compile: bool or None, whether XLA compiles the forward and backward
             pass; see `devices.jit_compile`.
         finish: function, run inside the step, from an element of the training
-            pipeline to (images, targets); None if elements are that already.
+            pipeline and `tensors` to (images, targets); None if elements are
+            that already.
         label_smoothing: as `objectives.example_losses` takes it, in training.
         class_weights: likewise.
         rate_factors: what each trainable variable's learning rate is multiplied
             by, see `optimizers.scale_rates`; None for 1.
+
+    Attributes:
+        tensors: tuple of the tensors that `finish` reads.
     """
 
     def __init__(
@@ -73,7 +77,8 @@ class Trainer:
         self._averages = optimizers.averages(optimizer)
         self._label_smoothing = label_smoothing
         self._class_weights = class_weights
-        self._finish = finish or (lambda batch: batch)
+        self._finish = finish or (lambda batch, tensors: batch)
+        self.tensors = ()
         self._gradients = tf.function(
             self._gradients,
             jit_compile=jit_argument(jit_compile),
@@ -100,6 +105,22 @@ class Trainer:
             optimizer[name] = keras.ops.convert_to_numpy(variable)
         with self._averaged():
             return named_weights(self.model), optimizer
+
+    def begin(self, model, optimizer):
+        """Begins another run, with what has been compiled for this one.
+
+        Args:
+            model: `keras.Model` of the same architecture, to start from.
+            optimizer: {path: array}, the optimizer's state before its first
+                step.
+
+        Raises:
+            UserError: if it is another model.
+        """
+        assign_weights(self.model, named_weights(model))
+        assign_weights(self.optimizer, optimizer)
+        for variable, average in self._averages:
+            average.assign(variable)
 
     def restore(self, checkpoint):
         """Takes over what `state` gave.
@@ -177,7 +198,9 @@ class Trainer:
         """
         count = min(self._pace.count(), most)
         began = time.perf_counter()
-        sums = self._train_steps(iterator, tf.constant(count)).numpy()
+        sums = self._train_steps(
+            iterator, tf.constant(count), self.tensors
+        ).numpy()
         self._pace.note(count, time.perf_counter() - began)
         return sums
 
@@ -218,17 +241,21 @@ class Trainer:
         return np.concatenate(logits)[:num_examples]
 
     @tf.function
-    def _train_steps(self, iterator, steps):
+    def _train_steps(self, iterator, steps, tensors):
         sums = tf.TensorArray(tf.float32, steps, element_shape=[2])
         for step in tf.range(steps):
-            part = self.strategy.run(self._train_step, args=(next(iterator),))
+            part = self.strategy.run(
+                self._train_step, args=(next(iterator), tensors)
+            )
             part = self.strategy.reduce(tf.distribute.ReduceOp.SUM, part, None)
             sums = sums.write(step, part)
         return sums.stack()
 
     @tf.autograph.experimental.do_not_convert
-    def _train_step(self, element):
-        gradients, sums = self._gradients(*self._finish(element))
+    def _train_step(self, element, tensors):
+        gradients, sums = self._gradients(
+            *self._finish(element, tensors=tensors)
+        )
         self.optimizer.apply(optimizers.sum_over_replicas(gradients))
         self._average_statistics()
         return sums
