@@ -79,8 +79,9 @@ def weights_of_classes(given, labels, info):
         is_number = isinstance(weight, (int, float)) and weight >= 0
         if name not in info.class_names or not is_number:
             raise UserError(
-                "Class weights are a number of at least 0 for a class of the "
-                f"data. Received: {name!r}: {weight!r}; the classes are "
+                "A class weight is a number of at least 0 for a class of the "
+                f"data. Received: class_weights with {name!r}: {weight!r}; "
+                "the classes are "
                 f"{', '.join(info.class_names)[:500]}."
             )
         weights[info.class_names.index(name)] = weight

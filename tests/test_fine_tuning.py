@@ -110,9 +110,11 @@ def test_sgd_is_that_of_the_recipes_and_mistakes_are_sentences(
     tmp_path, digits
 ):
     assert gin.get_configurable("SGD") is SGD
-    gin.parse_config("AdamW.weight_decay = 'much'")
-    with pytest.raises(ValueError, match="AdamW.weight_decay must be a finite"):
-        schema.check_configuration()
+    for name in ("weight_decay", "beta_1", "global_clipnorm"):
+        gin.clear_config()
+        gin.parse_config(f"AdamW.{name} = 'much'")
+        with pytest.raises(ValueError, match=f"AdamW.{name} must be a finite"):
+            schema.check_configuration()
     once = functools.partial(
         keras.optimizers.AdamW, gradient_accumulation_steps=1
     )

@@ -9,7 +9,6 @@ Gin knows every optimizer of Keras by its name, with all of its arguments:
 `SGD` is the one below; Keras' own is called `KerasSGD`.
 """
 
-import functools
 import inspect
 
 import gin
@@ -27,15 +26,31 @@ _OF_OTHERS = (
     MULTI_OPTIMIZER,
 )
 
+# What arguments take that have no default to tell.
+_KINDS = dict.fromkeys(
+    ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm")
+    + ("loss_scale_factor",),
+    float | None,
+) | dict.fromkeys(
+    ("ema_overwrite_frequency", "gradient_accumulation_steps"), int | None
+)
+
 
 def _register(name, kind):
     """Has gin know an optimizer of Keras by a name."""
 
-    # Of the subclass that gin would make of a class, no signature is known.
-    @functools.wraps(kind, updated=())
     def make(*args, **kwargs):
         return kind(*args, **kwargs)
 
+    # Of the subclass that gin would make of a class, none is known.
+    signature = inspect.signature(kind)
+    make.__signature__ = signature.replace(
+        parameters=[
+            parameter.replace(annotation=_KINDS.get(key, parameter.annotation))
+            for key, parameter in signature.parameters.items()
+        ]
+    )
+    make.__doc__ = kind.__doc__
     gin.external_configurable(make, name, module="keras.optimizers")
 
 
