@@ -139,6 +139,20 @@ def whole_directory(path, replace=True):
             os.replace(aside, path)
 
 
+def add_lines(path, lines):
+    """Adds lines to a log, best effort: nothing is lost that counts.
+
+    Args:
+        path: `pathlib.Path`, made with its folders if need be.
+        lines: iterable of str.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _SAFELY
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, flags, 0o666), "a") as log:
+            log.writelines(f"{line}\n" for line in lines)
+
+
 def write_text(path, text):
     """Writes a text file whole or not at all.
 

@@ -1,5 +1,6 @@
 """Jobs in processes of this machine, some of which are killed."""
 
+import io
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from test_study import ONE, TINY, tiny
 
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
-from keras_transfer.study import InTurn, Runner, Workers, tasks, workers
+from keras_transfer.study import InTurn, Runner, Workers, runner, tasks, workers
 
 # Long enough to be met at work: half a second or so an epoch.
 SLOW = TINY | {"train.epochs": 40, "load.num_train": 500, "train.batch_size": 2}
@@ -130,6 +131,10 @@ def test_same_bits_as_in_this_process(tmp_path):
     ):
         outcomes = Runner(tmp_path / name, planned).run(executor)
         assert [o.state for o in outcomes] == ["finished"] * 2
+        for task in planned:
+            log = tmp_path / name / "logs" / f"{task.name}.log"
+            run = pathlib.PurePath(task.name).name
+            assert f"{run}: epoch 1/1, test accuracy" in log.read_text()
     assert_same_results(tmp_path / "turn", tmp_path / "workers")
 
 
@@ -380,6 +385,33 @@ def test_a_thousand_jobs_leave_nobody_idle(
     assert executor.now < 1.05 * bound
     # Of 80; each of 40 replications has three analyses of the same models.
     assert executor.shared > shared
+
+
+def test_the_bar_moves_by_cost(tmp_path, monkeypatch):
+    """By what is left to do; a task takes something besides operations."""
+    states = []
+
+    class Shown(runner.tqdm):
+        def __init__(self, **options):
+            shown = {"disable": False, "file": io.StringIO()}
+            super().__init__(**options | shown)
+
+        def update(self, n=1):
+            super().update(n)
+            states.append((self.n, self.total, self.postfix))
+
+    monkeypatch.setattr(runner, "tqdm", Shown)
+    planned = [task for task in tiny().tasks() if task.command == "train"]
+    costs = {task.name: 3e11 for task in planned} | {planned[0].name: 9e11}
+    seconds = dict.fromkeys(costs, 1.0)
+    Runner(tmp_path, planned[:1]).run(Simulation(seconds, num_workers=1), costs)
+    assert states == [(1e12, 1e12, "0 of 1 tasks")]
+    states.clear()
+    Runner(tmp_path, planned).run(Simulation(seconds, num_workers=1), costs)
+    # P is there already.
+    moved = [(n, total) for n, total, _ in states]
+    assert moved == [(i * 4e11, 1.6e12) for i in (1, 2, 3, 4)]
+    assert states[-1][2] == "4 of 5 tasks"
 
 
 def test_each_process_has_its_gpu(monkeypatch):

@@ -18,6 +18,9 @@ from keras_transfer.study.plan import DirectoryOf
 from keras_transfer.training import train
 
 _COMMANDS = {"train": train, "analyze": analyze}
+# A task takes a second or two besides, as long as so many operations on a core.
+_OPERATIONS_BESIDES = 1e11
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +82,10 @@ class Runner:
         Args:
             executor: what runs the jobs, such as `Workers`; None for `InTurn`,
                 in this process, with the threads of the study.
-            costs: {task: what it costs, None if not known}. Of the tasks that
-                can be begun, that with the costliest chain of others behind it
-                comes first; without costs, that which the plan has first.
+            costs: {task: floating-point operations, None if not known}. Of the
+                tasks that can be begun, that with the costliest chain of others
+                behind it comes first; without costs, that which the plan has
+                first. The progress bar moves by them.
 
         Returns:
             list of `Outcome`, one per task.
@@ -90,7 +94,12 @@ class Runner:
             UserError: if a task's directory holds what is not the study's.
         """
         self.check_free()
-        self._priorities = self._costs_to_the_end(costs or {})
+        costs = costs or {}
+        self._priorities = self._costs_to_the_end(costs)
+        weights = {
+            name: (costs.get(name) or 0.0) + _OPERATIONS_BESIDES
+            for name in self._by_name
+        }
         # Still each after those it needs: of equals, as they are planned.
         order = sorted(
             self.tasks, key=lambda task: -self._priorities[task.name]
@@ -99,14 +108,19 @@ class Runner:
         with (
             executor or tasks.InTurn(self._threads) as executor,
             tqdm(
-                total=len(self.tasks),
-                unit="task",
+                total=sum(weights.values()),
+                bar_format=_BAR,
+                # The mean rate so far: how dear tasks are comes in stretches.
+                smoothing=0.0,
                 dynamic_ncols=True,
                 disable=None,
             ) as bar,
         ):
             while len(outcomes) < len(self.tasks):
-                self._submit_ready(order, executor, outcomes, bar)
+                for name in self._submit_ready(order, executor, outcomes):
+                    # It took no time, which tells nothing of the others.
+                    bar.total -= weights[name]
+                bar.set_postfix_str(f"{len(outcomes)} of {len(order)} tasks")
                 if executor.running:
                     bar.set_description(_abridged(executor.running))
                     name = executor.wait()
@@ -114,7 +128,7 @@ class Runner:
                     if outcomes[name].state == "failed":
                         log = tasks.log_path(self.path / name)
                         tqdm.write(f"{name} failed; see {log}.")
-                    bar.update()
+                    bar.update(weights[name])
             bar.set_description("study")
         return [outcomes[task.name] for task in self.tasks]
 
@@ -153,11 +167,16 @@ class Runner:
                 behind[name] = max(behind[name], found[task.name])
         return found
 
-    def _submit_ready(self, order, executor, outcomes, bar):
-        """Settles what need not be done, and submits what can be begun."""
+    def _submit_ready(self, order, executor, outcomes):
+        """Settles what need not be done, and submits what can be begun.
+
+        Returns:
+            List of the names of those that were settled.
+        """
+        settled = []
         for task in order:
             if executor.is_full:
-                return
+                break
             if (
                 task.name in outcomes
                 or task.name in executor.running
@@ -177,7 +196,8 @@ class Runner:
                 if missing
                 else self._outcome(task)
             )
-            bar.update()
+            settled.append(task.name)
+        return settled
 
     def _outcome(self, task):
         record = self.record(task)

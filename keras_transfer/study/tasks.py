@@ -15,7 +15,7 @@ import gin
 import keras
 from absl import logging
 
-from keras_transfer import config, environment, files, reading
+from keras_transfer import config, environment, files, progress, reading
 from keras_transfer.analysis.analyze import analyze
 from keras_transfer.errors import UserError
 from keras_transfer.manifest import Manifest
@@ -28,6 +28,8 @@ SECONDS_TO_STOP = 30.0
 
 _RECORD = "task.json"
 _LOG = "error.log"
+# Within the study: what there was to say of tasks while they were run.
+_OUTPUT = "logs"
 # Within the study: what tasks were before their configuration changed.
 _REPLACED = "replaced"
 # What there may be in the record, and of what types.
@@ -97,6 +99,15 @@ def read_log(path):
         return log_path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def output_path(job):
+    """Returns where the study keeps what there was to say of a job."""
+    return _study(job) / _OUTPUT / f"{job.name}.log"
+
+
+def _study(job):
+    return job.path.parents[len(pathlib.PurePath(job.name).parts) - 1]
 
 
 def matches(record, identity):
@@ -218,11 +229,10 @@ def _bring_back(job):
 
 def _replaced(job, record):
     """Returns where a task of a record is kept, without a number."""
-    study = job.path.parents[len(pathlib.PurePath(job.name).parts) - 1]
     names = ("command", "config", "threads", "needs")
     told = [record.get(name) for name in names]
     digest = hashlib.blake2b(json.dumps(told).encode(), digest_size=6)
-    return study / _REPLACED / job.name / digest.hexdigest()
+    return _study(job) / _REPLACED / job.name / digest.hexdigest()
 
 
 def _run_recorded(job, loaded, spent, trainers):
@@ -231,7 +241,8 @@ def _run_recorded(job, loaded, spent, trainers):
     began = time.perf_counter()
     log = ""
     try:
-        loaded = _execute(job, loaded, trainers)
+        with progress.logging_to(output_path(job)):
+            loaded = _execute(job, loaded, trainers)
         record |= {"state": "finished", "completion": uuid.uuid4().hex}
     except UserError as error:
         log = f"{config.without_calls(error)}\n"

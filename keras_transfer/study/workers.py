@@ -15,7 +15,7 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from keras_transfer import worker
+from keras_transfer import files, worker
 from keras_transfer.config import schema
 from keras_transfer.study import tasks
 
@@ -255,14 +255,15 @@ class _Worker:
         )
 
     def tell(self):
-        """Writes whole lines of what the process has written."""
+        """Shows and keeps whole lines of what the process has written."""
         while self.output.poll():
             found = os.read(self.output.fileno(), 2**16)
             if not found:
                 return
             *lines, self._rest = (self._rest + found).split(b"\n")
-            for line in lines:
-                text = line.decode(errors="replace")
+            texts = [line.decode(errors="replace") for line in lines]
+            files.add_lines(tasks.output_path(self._last), texts)
+            for text in texts:
                 tqdm.write(f"{self._last.name}: {text}", file=sys.stderr)
 
     def stop(self):
