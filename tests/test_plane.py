@@ -13,6 +13,7 @@ from keras_transfer.analysis.declaration import find_analysis
 from keras_transfer.analysis.plane import (
     plane_coefficients,
     plane_coordinates,
+    through_solutions,
 )
 
 
@@ -85,6 +86,35 @@ def test_models_in_memory(recorded):
     ]
     x = table.x[table.solution == "P-T 1"].item()
     assert x == pytest.approx(np.linalg.norm(weights[1] - weights[0]), rel=1e-5)
+
+
+def test_the_figure_passes_through_its_solutions(tmp_path):
+    """Also where they lie off the grid, as a table that was read back."""
+    x, y = np.meshgrid(np.linspace(-1, 5, 4), np.linspace(-2, 4, 3))
+    table = pandas.DataFrame(
+        {
+            "kind": "RI-T",
+            "split": "test",
+            "x": [*x.ravel(), 0.0, 3.3, 1.7],
+            "y": [*y.ravel(), 0.0, 0.0, 2.9],
+            "solution": [""] * 12 + ["a", "b", "c"],
+            "loss": [2.0] * 12 + [0.1, 0.2, 0.3],
+            "accuracy": [0.4] * 12 + [0.91, 0.87, 0.9],
+        }
+    )
+    table.to_csv(tmp_path / "plane.csv", index=False)
+    for rows in (table, pandas.read_csv(tmp_path / "plane.csv")):
+        across, up, accuracy = through_solutions(rows, rows.accuracy)
+        for row in rows[-3:].itertuples():
+            i, j = list(up).index(row.y), list(across).index(row.x)
+            assert accuracy[i, j] == pytest.approx(row.accuracy)
+        # Between what was measured it is linear: 0.4 all along an edge.
+        np.testing.assert_allclose(accuracy[0], 0.4)
+        (figure,) = small_models.figures("plane", rows).values()
+        shown = {t.get_text() for axes in figure.axes for t in axes.texts}
+        assert {"a: 0.91", "b: 0.87", "c: 0.9", "a: 0.1"} <= shown
+    # Three on one line span no plane.
+    assert not small_models.figures("plane", table.assign(y=np.nan))
 
 
 def test_too_few(capsys):

@@ -1,4 +1,5 @@
 import base64
+import gzip
 import html
 import html.parser
 import json
@@ -9,8 +10,11 @@ import subprocess
 import numpy as np
 import pandas
 import pytest
+from PIL import Image
 
+from keras_transfer.analysis.declaration import described_claim
 from keras_transfer.analysis.drawing import new_figure
+from keras_transfer.study.claims import statistics
 from keras_transfer.study.report import Report, write_report
 
 NASTY = "<script>throw 'R&D'</script>"
@@ -370,6 +374,106 @@ def test_a_table_too_large_to_download_is_named(tmp_path):
         "Nothing failed.",
     ):
         assert words in text
+
+
+def test_the_answers_come_first(page):
+    (answers,) = [e for e in page.all("dl") if e[1].get("class") == "answers"][
+        :1
+    ]
+    questions = [e[2] for e in page.all("dt")][:5]
+    assert questions[0] == "What did P give?" and len(set(questions)) == 5
+    assert answers[2].count("?") >= 5
+
+
+def test_every_claim_of_ours_is_described():
+    for _, statistic in statistics():
+        claim = described_claim(statistic.claim)
+        for text in (claim.question, claim.why, claim.measure):
+            assert text[0].isupper() and text[-1] in ".?"
+
+
+def test_captions_are_sentences(page):
+    captions = [" ".join(e[2].split()) for e in page.all("figcaption")]
+    assert captions
+    for text in captions:
+        assert re.match(r"Figure \d+\. [A-Z].*\.", text), text
+        assert "replication_0/" not in text
+
+
+def test_what_can_be_touched_has_the_numbers_of_the_tables(page):
+    (figure,) = [
+        json.loads(text)
+        for _, attributes, text in page.all("script")
+        if attributes.get("type") == "application/json" and "-5" in text
+    ]
+    dots = figure["data"][-2]
+    assert dots["text"] == ["replication 0: -5.05", "replication 1: -4.95"]
+    (library,) = [
+        text for _, a, text in page.all("script") if a.get("id") == "plotly"
+    ]
+    script = gzip.decompress(base64.b64decode(library)).decode()
+    assert "plotly.js" in script[:100] and "newPlot" in script
+
+
+def test_a_page_stays_small_enough_to_send(tmp_path):
+    place = tmp_path / "noise"
+    place.mkdir()
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 255, (1200, 1000, 3), np.uint8)
+    sections = []
+    for number in range(12):
+        Image.fromarray(noise).save(place / f"{number}.png")
+        sections.append((f"N{number}", "T", f"noise/{number}", "N", ""))
+    path = write(tmp_path, sections=sections)
+    text = path.read_text(encoding="utf-8")
+    assert 4_000_000 < len(text) < 8_000_000
+    # What is not in it is named.
+    assert "noise/11.png" in Page(text).text
+
+
+def _themes(style):
+    """Returns the colours of light and of dark, {name: "#rrggbb"}."""
+    found = []
+    for block in re.findall(r":root \{([^}]*)\}", style)[:2]:
+        pairs = re.findall(r"--(\w+): (#\w+);", block)
+        found.append(
+            {
+                name: "#" + "".join(c * 2 for c in code[1:])
+                if len(code) == 4
+                else code
+                for name, code in pairs
+            }
+        )
+    return found
+
+
+def _luminance(code):
+    """Relative luminance, WCAG 2.2."""
+    shares = [int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [
+        s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4
+        for s in shares
+    ]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+
+def test_letters_can_be_read_by_day_and_by_night(page):
+    (style,) = page.all("style")
+    themes = _themes(style[2])
+    assert len(themes) == 2
+    for theme in themes:
+        for letters in ("ink", "quiet", "link"):
+            for ground in ("paper", "soft"):
+                pair = [_luminance(theme[name]) for name in (letters, ground)]
+                contrast = (max(pair) + 0.05) / (min(pair) + 0.05)
+                assert contrast >= 4.5, (letters, ground)
+    assert _luminance(themes[1]["paper"]) < 0.05
+
+
+def test_html_is_valid(tmp_path):
+    html5lib = pytest.importorskip("html5lib")
+    text = write(tmp_path).read_text(encoding="utf-8")
+    html5lib.HTMLParser(strict=True).parse(text)
 
 
 HOOK = """<script>

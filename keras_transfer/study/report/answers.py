@@ -72,7 +72,8 @@ def _gain(report, target, column, when):
     if low > 0:
         found = f"P gave {measured}"
     elif high < 0:
-        found = f"P cost {measured}"
+        cost = amount(-gain, "points")
+        found = f"P cost {cost}{_ends(-high, -low, 'points')}"
     elif math.isnan(low):
         found = f"P-T minus RI-T is {measured}"
     else:
@@ -106,9 +107,10 @@ def _where(modules):
     kept = by_cost[by_cost.cost <= HARM].sort_values("depth")
     said = []
     if len(kept):
+        verb = "carry" if len(kept) > 1 else "carries"
         said.append(
-            f"{_named(kept.module)} carry it: P's own weights still serve "
-            "there, and setting one module back to them costs "
+            f"{_named(kept.module)} {verb} it: P's own weights still serve "
+            "there, and setting back one module costs "
             f"{amount(HARM, 'points')} of accuracy or less."
         )
     if len(touched):
@@ -124,7 +126,7 @@ def _where(modules):
     critical = critical[critical.criticality > 0]
     if len(critical):
         critical = critical.sort_values("criticality", ascending=False)
-        said.append(f"By criticality, {_named(critical.module[:3])} lead.")
+        said.append(f"Most critical: {_named(critical.module[:3])}.")
     return " ".join(said) or "Not measured: criticality and rewinding tell."
 
 
