@@ -14,5 +14,6 @@ setup(
     package_data={
         CONFIGS: ["*.gin"],
         "": ["*.jinja", "cards/*.jinja", "*.css", "*.js"],
+        "keras_transfer": ["py.typed", "*.pyi"],
     },
 )
