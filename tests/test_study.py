@@ -215,11 +215,13 @@ def test_studies_that_cannot_be(changes, message):
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_planned(name, tmp_path):
     bindings = []
-    if name == "study_folder.gin":
+    if name in ("study_folder.gin", "study_pretrained.gin"):
         bindings = ["Study.targets = {'photo': {'load.data_dir': 'D'}}"]
     config.parse([str(GIN / name)], bindings)
-    text = plan_text(Study(), tmp_path / "study")
-    assert f"{ONE}/runs/P " in text and "criticality" in text
+    study = Study()
+    text = plan_text(study, tmp_path / "study")
+    assert (f"{ONE}/runs/P " in text) == bool(study.pretrain)
+    assert "criticality" in text
     assert not (tmp_path / "study").exists()
 
 

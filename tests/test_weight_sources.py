@@ -1,4 +1,9 @@
-"""Weights from files of every kind, against the models that wrote them."""
+"""Weights from files of every kind, against the models that wrote them.
+
+Run as a program, it prints what of each kind is copied into which network:
+
+    python tests/test_weight_sources.py
+"""
 
 import functools
 import importlib.util
@@ -6,6 +11,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 import gin
@@ -666,3 +672,93 @@ def test_training_from_a_file(tmp_path, capsys):
         train_digits(tmp_path / "c", pretrained=str(tmp_path / "page.h5"))
     assert not (tmp_path / "b").exists()
     assert not (tmp_path / "c").exists()
+
+
+# What is printed.
+
+
+def hub_vit(hub):
+    return models.keras_hub_classifier(
+        7,
+        (32, 32, 3),
+        backbone="ViTBackbone",
+        arguments={
+            "patch_size": 8,
+            "num_layers": 2,
+            "num_heads": 2,
+            "hidden_dim": 8,
+            "mlp_dim": 16,
+        },
+    )
+
+
+def architectures():
+    """Returns {name: (factory, kind of PyTorch's file or None)}."""
+    import keras_hub as hub
+
+    mobile = functools.partial(
+        models.keras_application, name="MobileNetV2", arguments={"alpha": 0.35}
+    )
+    return {
+        "layers named by Keras": (mixed, None),
+        "Fixup ResNet-18": (
+            lambda: models.fixup_resnet18(7, (32, 32, 3)),
+            "fixup",
+        ),
+        "MobileNetV2": (lambda: mobile(7, (32, 32, 3)), None),
+        "KerasHub ResNet": (lambda: hub_resnet(hub, 7), "resnet"),
+        "KerasHub ViT": (lambda: hub_vit(hub), None),
+    }
+
+
+def copied(model, source, expected, images):
+    """Copies all that a source has; returns cells of the table."""
+    report = models.initialize_from(model, source, head=())
+    found = model(images, training=False)
+    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    counts = (report.copied, report.fresh, report.unused)
+    return [*map(len, counts), f"{difference:.1g}"]
+
+
+def rows(build, kind, directory):
+    """Yields the cells of one architecture's rows."""
+    source = build()
+    rng = np.random.default_rng(0)
+    for weight in source.weights:
+        weight.assign(weight + rng.uniform(0, 0.02, weight.shape))
+    images = rng.normal(size=(4, *source.input_shape[1:])).astype(np.float32)
+    expected = np.asarray(source(images, training=False))
+    for name, (file, write) in SOURCES.items():
+        # Keras 2's layers held no others.
+        if name == "keras_2" and any(
+            isinstance(layer, keras.Model) for layer in source.layers
+        ):
+            continue
+        write(source, directory / file)
+        yield name, *copied(build(), directory / file, expected, images)
+    if hasattr(source, "save_to_preset"):
+        preset = directory / "preset"
+        source.save_to_preset(str(preset))
+        model = build()
+        report = models.initialize_from(model, preset)
+        yield "preset", len(report.copied), len(report.fresh), 0, "(a backbone)"
+    if kind:
+        found = write_with_torch(kind, directory)
+        for name in TORCH:
+            cells = copied(
+                build(), directory / name, found["outputs"], found["images"]
+            )
+            yield f"PyTorch: {name}", *cells
+
+
+def main():
+    print("| network | source | copied | fresh | unused | difference |")
+    print("|---|---|---|---|---|---|")
+    for name, (build, kind) in architectures().items():
+        with tempfile.TemporaryDirectory() as directory:
+            for row in rows(build, kind, pathlib.Path(directory)):
+                print("|", " | ".join(map(str, (name, *row))), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()

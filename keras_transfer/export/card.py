@@ -15,7 +15,7 @@ def text(run, epoch, model, formats, input_size):
 
     Args:
         run: the `runs.Run`.
-        epoch: "best", "last" or int.
+        epoch: int.
         model: its `keras.Model`, as trained.
         formats: names of the formats that are written.
         input_size: (height, width) of what takes images of one size.
@@ -28,13 +28,12 @@ def text(run, epoch, model, formats, input_size):
         undefined=jinja2.StrictUndefined,
         autoescape=False,
     )
-    number = run.resolve_epoch(epoch)
     return environment.get_template("export.md.jinja").render(
         version=__version__,
         title=run.path.resolve().name,
-        epoch=number,
+        epoch=epoch,
         best=_best(run),
-        results=_results(run, number),
+        results=_results(run, epoch),
         pretrained=_pretrained(run),
         info=run.info(),
         model=model,

@@ -76,6 +76,9 @@ def export(run, epoch, output, formats=_DEFAULT, input_size=None):
         raise UserError(
             f"{output} exists already; remove it or give another --output."
         )
+    run.check_exists()
+    # Once, for a run that is still trained may come to a better one.
+    epoch = run.resolve_epoch(epoch)
     model, info = run.load_model(epoch), run.info()
     network = logits_model(model)
     size = input_size or _stored_size(info)

@@ -286,8 +286,8 @@ def converting(name, library):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (UserError, OSError, MemoryError):
-        raise
+    except (UserError, OSError, MemoryError, tf.errors.ResourceExhaustedError):
+        raise  # It is not the network's fault.
     except Exception as error:  # Converters raise all kinds.
         # The first line begins with where, and ends with what.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
