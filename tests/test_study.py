@@ -15,7 +15,7 @@ from keras_transfer import config
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
 from keras_transfer.study import InTurn, Runner, Study, plan_text
-from keras_transfer.study.estimate import forward_operations
+from keras_transfer.study.estimate import Estimate, forward_operations
 from keras_transfer.study.plan import DirectoryOf
 from keras_transfer.study.reproduce import reproduce
 from keras_transfer.study.tasks import record_failure
@@ -223,6 +223,17 @@ def test_every_study_can_be_planned(name, tmp_path):
     assert (f"{ONE}/runs/P " in text) == bool(study.pretrain)
     assert "criticality" in text
     assert not (tmp_path / "study").exists()
+
+
+def test_images_need_not_be_square(tmp_path):
+    costs = []
+    for size in (8, (8, 16)):
+        study = tiny(bindings=TINY | {"load.image_size": size})
+        estimate = Estimate({})
+        Runner(tmp_path, study.tasks(), on_read=estimate.add)
+        costs.append(estimate.costs[f"{ONE}/runs/P"])
+    # All but the head goes with the number of pixels.
+    assert costs[1] / costs[0] == pytest.approx(2, rel=0.02)
 
 
 def test_a_missing_file_is_named_before_anything_is_trained(tmp_path):

@@ -40,8 +40,10 @@ PATHS = ("direct", "optimization")
 TOTAL = "total"
 # What tells one model and way of perturbing it from another.
 _CASE = ["kind", "name", "path", "end_point"]
-_GRID_COLUMNS = ("a", "sigma", "distance", "error", "standard_error")
+_GRID_COLUMNS = ("a", "sigma", "distance", "error", "standard_error", "draws")
 _FRESH_COLUMNS = ("fresh_error", "fresh_standard_error")
+# So many draws show at most points that there need not be more.
+_FIRST_DRAWS = 2
 # Means of float32 numbers that should be equal differ by less.
 _ROUNDING = 1e-7
 
@@ -300,7 +302,9 @@ def module_criticality(
     is, a = 0.5 lies half way between the second and the third.
 
     The minimum is taken over a grid, all positions by all sigmas, and the
-    expectation over the same draws of noise, scaled, at all points. Each
+    expectation over the same draws of noise, scaled, at all points. Where the
+    first two errors are more than all draws may have in sum, there are no more
+    draws: no error is negative, so that the mean cannot meet epsilon. Each
     refinement adds, around the minimum, the points half way to the neighbouring
     positions and, geometrically, sigmas (beyond the smallest or largest sigma,
     the step that leads to it once more; from a = 1 and the smallest sigma, if
@@ -332,8 +336,9 @@ def module_criticality(
     Returns:
         Two `pandas.DataFrame`s. By path, level and module (path, level, module,
         depth, parameters: how many), with the module "total" last: mu; low and
-        high, mu if the mean error of every point were two standard errors lower
-        or higher (high is NaN if no point then meets epsilon); status,
+        high, mu if the mean error of every point with all draws were two
+        standard errors lower or higher (high is NaN if none then meets
+        epsilon); status,
         "finite", "infeasible" (no point of the grid meets epsilon) or
         "unbounded" (the minimum lies at the smallest sigma or at the largest
         one, unless that is 1 or mu is 0; the grid does not bound it), and mu is
@@ -343,7 +348,7 @@ def module_criticality(
         without noise, which needs none); turned_down, how many points were
         smaller and failed on them; epsilon. And by grid point of these (path,
         level, module, depth, refinement: 0 for the given grid): a, sigma,
-        distance, error (mean over draws), standard_error; fresh_error and
+        distance, error (mean over draws), standard_error, draws; fresh_error,
         fresh_standard_error (NaN where there are no fresh draws); and epsilon.
 
     Raises:
@@ -356,20 +361,27 @@ def module_criticality(
     grids = {key: pandas.DataFrame() for key in wanted}
     seeds = noise_seeds(seed, 2 * num_draws)
 
-    def measure(wanted, seeds):
-        return _measure(
+    def draw(wanted, seeds):
+        return _draw(
             module_loss, paths, wanted, seeds, evaluations, description
         )
 
     for refinement in range(refinements + 1):
-        for key, rows in measure(wanted, seeds[:num_draws]).items():
-            rows = rows.assign(refinement=refinement)
+        drawn = draw(wanted, seeds[:_FIRST_DRAWS])
+        if not refinement:
+            _, (end_error,) = next(iter(drawn.values()))[1.0, 0.0]
+            epsilon = float(end_error) + margin
+        _draw_more(
+            drawn,
+            num_draws * (epsilon + _ROUNDING),
+            lambda wanted: draw(wanted, seeds[_FIRST_DRAWS:num_draws]),
+        )
+        for key, points in drawn.items():
+            rows = _rows(points).assign(refinement=refinement)
             grids[key] = pandas.concat([grids[key], rows], ignore_index=True)
-        at_end = next(iter(grids.values())).query("a == 1 and sigma == 0")
-        epsilon = float(at_end.error.iloc[0]) + margin
         wanted = {key: _refined(grid, epsilon) for key, grid in grids.items()}
     minima = _confirmed(
-        grids, epsilon, lambda wanted: measure(wanted, seeds[num_draws:])
+        grids, epsilon, lambda wanted: draw(wanted, seeds[num_draws:])
     )
     end = _end_point(paths)
     sizes = {
@@ -378,15 +390,37 @@ def module_criticality(
     return _tables(named, paths, minima, grids, sizes)
 
 
-def _confirmed(grids, epsilon, measure):
+def _draw_more(drawn, most, draw):
+    """Adds further draws where the sum of errors may yet stay within bounds.
+
+    Args:
+        drawn: what `_draw` has returned of the first draws, changed in place.
+        most: float, the largest sum of errors of all draws.
+        draw: function of {key: points (a, sigma)} that makes the other draws.
+    """
+    wanted = {
+        key: [
+            (a, sigma)
+            for (a, sigma), (_, errors) in points.items()
+            if sigma and errors.sum() <= most
+        ]
+        for key, points in drawn.items()
+    }
+    for key, points in draw(wanted).items():
+        for point, (distance, errors) in points.items():
+            _, first = drawn[key][point]
+            drawn[key][point] = distance, np.concatenate([first, errors])
+
+
+def _confirmed(grids, epsilon, draw):
     """Finds the minimum of each grid that holds on fresh draws.
 
     Args:
-        grids: {key: `pandas.DataFrame`}, as `_measure` returns them; what is
+        grids: {key: `pandas.DataFrame`}, as `_rows` returns them; what is
             drawn afresh is noted in them.
         epsilon: float, the largest error allowed.
-        measure: function of {key: points (a, sigma)} that evaluates them on
-            fresh draws, as `_measure` does.
+        draw: function of {key: points (a, sigma)} that makes fresh draws, as
+            `_draw` does.
 
     Returns:
         {key: dict, as `smallest` returns it}.
@@ -403,10 +437,10 @@ def _confirmed(grids, epsilon, measure):
         wanted = {
             key: [(minima[key]["a"], minima[key]["sigma"])] for key in open_keys
         }
-        for key, rows in measure(wanted).items():
+        for key, points in draw(wanted).items():
             grid, (a, sigma) = grids[key], wanted[key][0]
             here = (grid.a == a) & (grid.sigma == sigma)
-            drawn = rows[["error", "standard_error"]].to_numpy()
+            drawn = _rows(points)[["error", "standard_error"]].to_numpy()
             grid.loc[here, list(_FRESH_COLUMNS)] = drawn
     return minima
 
@@ -416,9 +450,9 @@ def smallest(grid, epsilon):
 
     Args:
         grid: `pandas.DataFrame` with columns sigma, a, distance, error,
-            standard_error, fresh_error and fresh_standard_error, the last two
-            NaN where nothing was drawn afresh; one row per point. Those without
-            noise count only at a distance of 0.
+            standard_error, draws, fresh_error and fresh_standard_error, the
+            last two NaN where nothing was drawn afresh; one row per point.
+            Those without noise count only at a distance of 0.
         epsilon: float, the largest error allowed.
 
     Returns:
@@ -443,10 +477,11 @@ def smallest(grid, epsilon):
         return found | zero | {"status": "finite"} | place
     ratio = np.square(noisy.distance / noisy.sigma)
     twice = 2 * noisy.standard_error
+    in_full = noisy.draws == noisy.draws.max()
     feasible = noisy[(noisy.error <= allowed) & ~failed]
     values = {
         "mu": ratio[feasible.index].min(),
-        "low": ratio[noisy.error - twice <= allowed].min(),
+        "low": ratio[in_full & (noisy.error - twice <= allowed)].min(),
         "high": ratio[(noisy.error + twice <= allowed) & ~failed].min(),
     }
     place = dict.fromkeys(where, np.nan)
@@ -630,8 +665,8 @@ def _check_grid(positions, sigmas):
         )
 
 
-def _measure(module_loss, paths, wanted, seeds, evaluations, description):
-    """Evaluates grid points.
+def _draw(module_loss, paths, wanted, seeds, evaluations, description):
+    """Evaluates grid points with several draws of noise.
 
     Args:
         module_loss: `ModuleLoss`.
@@ -642,12 +677,11 @@ def _measure(module_loss, paths, wanted, seeds, evaluations, description):
         description: str.
 
     Returns:
-        {(path, part): `pandas.DataFrame` with columns a, sigma, distance,
-        error, standard_error, and NaN for fresh draws}, without those that want
-        nothing.
+        {(path, part): {(a, sigma): (distance, errors float64 [R], of one draw
+        if sigma is 0)}}, without those that want nothing.
     """
     wanted = {key: points for key, points in wanted.items() if points}
-    if not wanted:
+    if not wanted or not len(seeds):
         return {}
     vectors, places = _corners(paths, wanted)
     distances = {}
@@ -679,26 +713,27 @@ def _measure(module_loss, paths, wanted, seeds, evaluations, description):
     )
     values = {part: iter(columns["error"]) for part, columns in found.items()}
     return {
-        (path, part): _rows(
-            points,
-            [distances[path, part][places[path][a]] for a, _ in points],
-            len(seeds),
-            values[part],
-        )
+        (path, part): {
+            (a, sigma): (
+                distances[path, part][places[path][a]],
+                np.fromiter(
+                    values[part], np.float64, len(seeds) if sigma else 1
+                ),
+            )
+            for a, sigma in points
+        }
         for (path, part), points in wanted.items()
     }
 
 
-def _rows(points, distances, num_draws, values):
-    """Takes each point's errors from the iterator `values`."""
+def _rows(points):
+    """Returns what `_draw` found of one part on one path as a table."""
     rows = []
-    for (a, sigma), distance in zip(points, distances, strict=True):
-        count = num_draws if sigma else 1
-        drawn = np.array([next(values) for _ in range(count)], np.float64)
-        deviation = np.std(drawn, ddof=1) if sigma else 0.0
-        rows.append(
-            (a, sigma, distance, drawn.mean(), deviation / np.sqrt(count))
-        )
+    for (a, sigma), (distance, errors) in points.items():
+        count = len(errors)
+        deviation = np.std(errors, ddof=1) if sigma else 0.0
+        error = errors.mean(), deviation / np.sqrt(count)
+        rows.append((a, sigma, distance, *error, count))
     nothing = dict.fromkeys(_FRESH_COLUMNS, np.nan)
     return pandas.DataFrame(rows, columns=_GRID_COLUMNS).assign(**nothing)
 

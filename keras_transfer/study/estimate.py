@@ -9,6 +9,7 @@ import gin
 
 from keras_transfer import data
 from keras_transfer.data import sources
+from keras_transfer.data.preprocessing import both_sides
 from keras_transfer.errors import UserError
 from keras_transfer.models import module_chain
 from keras_transfer.study.runner import Runner, bound_analyses
@@ -179,16 +180,21 @@ def _setting(num_images):
     if dataset.configurable.wrapped is not inspect.unwrap(data.load):
         # One of the user's own; only making it would tell.
         return None
-    arguments = gin.get_bindings(dataset.scoped_selector)
+    arguments = {
+        # To be counted once, by what they are.
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in gin.get_bindings(dataset.scoped_selector).items()
+    }
     try:
         classes, *counts = _count(tuple(sorted(arguments.items())))
     except (UserError, TypeError):
         classes, counts = 1000, num_images
     if counts is None or not {"name", "image_size"} <= set(arguments):
         return None
-    size, channels = arguments["image_size"], arguments.get("channels")
+    channels = arguments.get("channels")
     channels = channels or sources.find(arguments["name"]).channels
-    network = _network(classes, (size, size, channels))
+    shape = *both_sides(arguments["image_size"]), channels
+    network = _network(classes, shape)
     return _Setting(dict(zip(("train", "test"), counts, strict=True)), *network)
 
 
