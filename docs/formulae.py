@@ -1,4 +1,4 @@
-"""Formulae in MathML, which browsers draw by themselves: no script is fetched."""
+"""Formulae in MathML, which browsers draw without a script."""
 
 import html
 import re
@@ -6,7 +6,8 @@ import re
 import latex2mathml.converter
 
 _MARKED = re.compile(
-    r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.+?)\\[)\]]</(?P=tag)>',
+    r'<(?P<tag>span|div) class="arithmatex">'
+    r"\\[(\[](?P<tex>.+?)\\[)\]]</(?P=tag)>",
     re.DOTALL,
 )
 
