@@ -3,11 +3,11 @@ r"""Runs one or more analyses on finished runs.
     bin/analyze --gin_file=gin/interpolation.gin --work_dir=analyses/barriers \
         --gin_bindings='Models.models = {"P-T": ["runs/pt0", "runs/pt1"]}'
 
-Leaves tables (.csv), the figure drawn from each (.png, .svg) and the same in
-TensorBoard. --gin_file may be repeated with files that bind
-`analyze.analyses` each; the last one wins, so name several analyses in one
-binding: 'analyze.analyses = [@similarity, @mistakes]'. Stopped (SIGTERM: exit
-status 143), the same command goes on with the points not yet evaluated.
+Writes tables (.csv) and figures of them (.png, .svg), and both into TensorBoard.
+To run several analyses, name them in one binding:
+'analyze.analyses = [@similarity, @mistakes]'; of several files that bind it, the
+last one wins. If it was stopped (SIGTERM: exit status 143), the same command
+continues where it was.
 """
 
 from keras_transfer import app, progress

@@ -4,19 +4,19 @@ r"""Trains everything a study needs, analyses it, and writes the report.
     bin/reproduce --gin_file=gin/study_digits.gin --work_dir=runs/study_digits \
         --dry_run
 
-Stopped at any moment (SIGTERM: exit status 143) and run again, it redoes
-nothing that was finished; a run whose directory is removed is done again, with
-what depends on it. --dry_run prints the plan: runs, analyses, what each needs,
-and an estimate of compute.
+Stop it whenever you like (SIGTERM: exit status 143); the same command redoes
+nothing that was finished. If you remove a run's directory, that run is done
+again, and whatever depends on it. --dry_run prints the plan: runs, analyses,
+what each needs, and an estimate of compute.
 
-Runs and analyses are done side by side, each with as many threads as
-'Study.threads' says: its numbers do not depend on how many cores there are.
-'Workers.num_workers' are done at a time; without it, as many as the cores have
-threads for, and one on each GPU, or 'Workers.jobs_per_gpu'.
+Runs and analyses go side by side, each with 'Study.threads' threads, so numbers
+do not depend on how many cores there are. As many go at a time as the cores
+have room for, and one on each GPU; 'Workers.num_workers' and
+'Workers.jobs_per_gpu' change that.
 
---executor=ray has them done on the cluster at --ray_address, which must see
---work_dir and the data under the same paths; 'OnRay.cpus_per_job' and
-'OnRay.gpus_per_job' are what each is given.
+--executor=ray spreads them over the cluster at --ray_address, whose machines
+must see --work_dir and the data under the same paths; each gets
+'OnRay.cpus_per_job' and 'OnRay.gpus_per_job'.
 """
 
 from absl import flags
@@ -36,8 +36,8 @@ def define_flags():
         "executor",
         "local",
         ["local", "ray"],
-        "What carries out runs and analyses, many at a time: processes of this "
-        "machine, or Ray (pip install 'keras_transfer[ray]').",
+        "Where runs and analyses go: processes of this machine, or Ray (pip "
+        "install 'keras_transfer[ray]').",
     )
     flags.DEFINE_string(
         "ray_address",

@@ -4,10 +4,10 @@ r"""Trains one model; the same command resumes it.
     bin/train --gin_file=gin/pt_digits.gin --work_dir=runs/pt_digits \
         --gin_bindings='train.pretrained = "runs/p_mnist"'
 
-The work directory receives the operative configuration, a checkpoint per kept
-epoch, metrics.csv and TensorBoard files. Exit status: 0 when trained, 1 with a
-sentence on what to mend, 143 on SIGTERM and 130 on Ctrl-C, after saving what
-has been done of the epoch.
+The work directory receives the configuration, a checkpoint per kept epoch,
+metrics.csv and TensorBoard files. Exit status: 0 when trained, 1 with a sentence
+that says what to mend; 143 on SIGTERM and 130 on Ctrl-C, after saving the epoch
+so far.
 """
 
 from keras_transfer import app, progress
