@@ -20,7 +20,7 @@ _OTHER_COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#000000")
 # as Matplotlib names them.
 _LOOKS = {
     "P": ("^", "-"),
-    "RI": ("v", ":"),
+    "RI": ("v", "-."),
     "P-T": ("o", "-"),
     "RI-T": ("s", "--"),
     "P-T frozen": ("D", "-."),
@@ -31,24 +31,31 @@ _LOOKS = {
     "P to P-T": ("^", "-"),
     "RI to RI-T": ("v", ":"),
 }
-_OTHER_LOOK = ("X", ":")
+_OTHER_LOOKS = (("X", "-"), ("P", "--"), ("*", ":"), ("<", "-."))
 
 
 def colour(kind):
     """Returns the colour of a kind of model or pair, as "#RRGGBB"."""
-    if kind in COLOURS:
-        return COLOURS[kind]
-    return _OTHER_COLOURS[sum(kind.encode()) % len(_OTHER_COLOURS)]
+    return COLOURS.get(kind) or _of_others(kind, _OTHER_COLOURS)
 
 
 def marker(kind):
     """Returns the marker of a kind of model or pair, as Matplotlib names it."""
-    return _LOOKS.get(kind, _OTHER_LOOK)[0]
+    return _look(kind)[0]
 
 
 def dash(kind):
     """Returns the line style of a kind, as Matplotlib names it."""
-    return _LOOKS.get(kind, _OTHER_LOOK)[1]
+    return _look(kind)[1]
+
+
+def _look(kind):
+    return _LOOKS.get(kind) or _of_others(kind, _OTHER_LOOKS)
+
+
+def _of_others(kind, choices):
+    """Returns the same one of several for a kind that is not known here."""
+    return choices[sum(kind.encode()) % len(choices)]
 
 
 def new_figure(width=6.4, height=4.0, rows=1, columns=1, **kwargs):

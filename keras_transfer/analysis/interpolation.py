@@ -13,7 +13,7 @@ from keras_transfer.analysis.declaration import (
     Table,
     declare_analysis,
 )
-from keras_transfer.analysis.drawing import colour, new_figure
+from keras_transfer.analysis.drawing import colour, dash, marker, new_figure
 from keras_transfer.analysis.statistics import BARRIER
 from keras_transfer.config import schema
 from keras_transfer.errors import UserError
@@ -391,7 +391,10 @@ def _draw(axes, table, measure):
             rows.alpha,
             rows[measure],
             color=colour(kind),
-            linestyle=styles[epochs[0]] if styles else "-",
+            linestyle=styles[epochs[0]] if styles else dash(kind),
+            marker=marker(kind),
+            markevery=0.1,
+            markersize=4,
             lw=1.2,
         )
     if measure == "loss":
@@ -404,8 +407,17 @@ def _draw(axes, table, measure):
 
 def _legend(axes, table):
     """Returns a line of each colour and, of several epochs, of each style."""
-    looks = {kind: {"color": colour(kind)} for kind in table.pair.unique()}
-    for epochs, style in _styles(table).items():
+    styles = _styles(table)
+    looks = {
+        kind: {
+            "color": colour(kind),
+            "linestyle": "-" if styles else dash(kind),
+            "marker": marker(kind),
+            "markersize": 4,
+        }
+        for kind in table.pair.unique()
+    }
+    for epochs, style in styles.items():
         looks[epochs] = {"color": "0.4", "linestyle": style}
     return [
         axes.plot([], label=label, lw=1.2, **look)[0]

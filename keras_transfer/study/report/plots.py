@@ -23,6 +23,9 @@ _MARKERS = {
     "v": "triangle-down",
     "D": "diamond",
     "X": "x",
+    "P": "cross",
+    "*": "star",
+    "<": "triangle-left",
 }
 _DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 _SHADE = "#56b4e9"
@@ -161,8 +164,7 @@ def interpolation(table):
             )
     figure.update_yaxes(title_text=f"test {metric}", row=1, col=1)
     figure.update_yaxes(title_text="test loss (nats)", type="log", row=2, col=1)
-    title = "α, from the first model (0) to the second (1)"
-    figure.update_xaxes(title_text=title, row=2, col=1)
+    figure.update_xaxes(title_text="α", row=2, col=1)
     return _finish(figure, 460, legend=_ABOVE)
 
 

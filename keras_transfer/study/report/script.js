@@ -84,8 +84,12 @@ async function draw(holder) {
   // A finger that moves over it scrolls the page.
   if (matchMedia("(pointer: coarse)").matches) layout.dragmode = layout.scene ? "orbit" : false;
   holder.closest(".touch").classList.add("live");
+  // None of the buttons that send anything anywhere.
+  const buttons = layout.scene
+    ? ["toImage", "resetCameraDefault3d"] : ["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"];
   await Plotly.newPlot(holder, data, layout, {
-    responsive: true, displaylogo: false, displayModeBar: layout.height > 200 ? undefined : false,
+    responsive: true, displaylogo: false, modeBarButtons: [buttons],
+    displayModeBar: layout.height > 200 ? "hover" : false,
   });
   plotted.add(holder);
 }
