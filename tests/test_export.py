@@ -161,6 +161,7 @@ def test_the_card_says_what_to_import_and_calls_each(
     ):
         assert part in card, part
     assert not re.search(r"[{}]%|\n\n\n", card)
+    assert "mixed precision" not in card
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     of_keras = next(b for b in blocks if "model.keras" in b)
     # In the size that the network sees, as the card says.

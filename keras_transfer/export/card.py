@@ -39,6 +39,10 @@ def text(run, epoch, model, formats, input_size):
         model=model,
         num_parameters=model.count_params(),
         modules=_modules(model),
+        is_mixed=any(
+            layer.compute_dtype != layer.variable_dtype
+            for layer in model._flatten_layers()
+        ),
         formats=formats,
         input_size=input_size,
     )
