@@ -3,11 +3,11 @@ r"""Runs one or more analyses on finished runs.
     bin/analyze --gin_file=gin/interpolation.gin --work_dir=analyses/barriers \
         --gin_bindings='Models.models = {"P-T": ["runs/pt0", "runs/pt1"]}'
 
-Writes tables (.csv) and figures of them (.png, .svg), and both into TensorBoard.
-To run several analyses, name them in one binding:
-'analyze.analyses = [@similarity, @mistakes]'; of several files that bind it, the
-last one wins. If it was stopped (SIGTERM: exit status 143), the same command
-continues where it was.
+Writes tables (.csv) and figures of them (.png, .svg), and both into
+TensorBoard. To run several analyses, name them in one binding:
+'analyze.analyses = [@similarity, @mistakes]'; of several files that bind it,
+the last one wins. If it was stopped (SIGTERM: exit status 143), the same
+command continues where it was.
 """
 
 from keras_transfer import app, progress

@@ -5,9 +5,9 @@ r"""Trains one model; the same command resumes it.
         --gin_bindings='train.pretrained = "runs/p_mnist"'
 
 The work directory receives the configuration, a checkpoint per kept epoch,
-metrics.csv and TensorBoard files. Exit status: 0 when trained, 1 with a sentence
-that says what to mend; 143 on SIGTERM and 130 on Ctrl-C, after saving the epoch
-so far.
+metrics.csv and TensorBoard files. Exit status: 0 when trained, 1 with a
+sentence that says what to mend; 143 on SIGTERM and 130 on Ctrl-C, after saving
+the epoch so far.
 """
 
 from keras_transfer import app, progress
