@@ -117,7 +117,7 @@ def test_the_tutorial_runs_as_it_stands(tmp_path):
         env=os.environ | {"PYTHONPATH": str(commands.ROOT)},
     )
     assert run.returncode == 0, run.stderr
-    assert pathlib.Path(tmp_path, "exported", "saved_model").is_dir()
+    assert pathlib.Path(tmp_path, "exported", "1").is_dir()
     assert "runs and" in run.stdout
 
 
