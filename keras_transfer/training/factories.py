@@ -39,6 +39,13 @@ class MakesOptimizer(Protocol):
         """Returns a Keras optimizer."""
 
 
+class MakesLogger(Protocol):
+    """Makes what is told of a run while it is trained; see `loggers`."""
+
+    def __call__(self, name, identity, config):
+        """Returns an object with `log(epoch, numbers)` and `finish()`."""
+
+
 class MakesStrategy(Protocol):
     """Makes a strategy; called before anything else."""
 

@@ -64,6 +64,7 @@ def train(
     label_smoothing: schema.Share = 0.0,
     class_weights: Literal["balanced"] | dict | None = None,
     patience: schema.Count | None = None,
+    logger: factories.MakesLogger | None = None,
     trainers=None,
 ):
     """Trains one model and leaves a run directory.
@@ -124,6 +125,8 @@ def train(
             weight}, 1 for those left out. None: 1.
         patience: early stopping: after so many epochs without a better metric
             on validation images training ends. None: never.
+        logger: factory of a tracker of experiments that is told of the run
+            besides TensorBoard, such as `MLflowLogger` (see `loggers`).
         trainers: `Trainers` of earlier runs in this process, to use again what
             was compiled for them; None to compile all anew.
 
@@ -215,7 +218,7 @@ def train(
             trainer, dataset, eval_batch_size, signals.check
         )
 
-        saved_at = -math.inf
+        saved_at, tracker = -math.inf, None
 
         def is_saved(epoch):
             is_kept = keep_epochs == "all" or epoch in {*keep_epochs, epochs}
@@ -237,6 +240,8 @@ def train(
                 saved_at = time.monotonic()
             if is_chief:
                 run.summaries.write_scalars(epoch, summaries, scalars)
+                if tracker:
+                    tracker.log(epoch, setup.flat(summaries) | scalars)
                 run.add_metrics(epoch, epoch * steps, summaries)
             if is_chief and state:
                 # The checkpoint says that all the others are there.
@@ -249,6 +254,7 @@ def train(
                 architecture.check_read_back(net, images[:_NUM_COMPARED])
             if is_chief:
                 _begin(run, net, dataset, images, source)
+                tracker = setup.tracker(logger, run)
             finish_epoch(0, evaluate(), {})
             done, taken = 0, np.empty((0, 2), np.float32)
         else:
@@ -256,6 +262,7 @@ def train(
             done, taken = checkpoint.epoch, checkpoint.steps
             if is_chief:
                 run.keep(done, metric, keep_epochs)
+                tracker = setup.tracker(logger, run)
 
         batches = trainer.distribute(
             dataset.train_parts if in_step else dataset.train_batches,
@@ -309,6 +316,8 @@ def train(
                         f"without a better {split} {metric}."
                     )
                     break
+        if tracker:
+            tracker.finish()
     return run
 
 

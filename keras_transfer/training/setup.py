@@ -12,7 +12,7 @@ from absl import logging
 from keras_transfer import data, models, objectives
 from keras_transfer.errors import UserError
 from keras_transfer.models.weight_sources import open_source
-from keras_transfer.runs import Run, architecture
+from keras_transfer.runs import Run, architecture, configuration
 from keras_transfer.training.optimizers import MULTI_OPTIMIZER
 
 # Test images of at most so many bytes, as float32, are made only once.
@@ -265,6 +265,31 @@ def make_optimizer(factory, learning_rate):
             f"Received: {type(optimizer).__name__}."
         )
     return optimizer
+
+
+def tracker(factory, run):
+    """Returns what `train.logger` makes for a run, None if there is none.
+
+    Args:
+        factory: `train.logger`.
+        run: the `Run`, begun.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    if factory is None:
+        return None
+    config = configuration.bindings(run.config_path.read_text())
+    return factory(name=run.path.name, identity=run.identity, config=config)
+
+
+def flat(summaries):
+    """Returns {"name/split": value} of {split: {name: value}}."""
+    return {
+        f"{name}/{split}": value
+        for split, summary in summaries.items()
+        for name, value in summary.items()
+    }
 
 
 def check_patience(patience, dataset):
