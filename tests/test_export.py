@@ -364,6 +364,27 @@ def test_it_is_the_same_in_onnx_and_litert(tmp_path, kind):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_a_vit_of_keras_hub_is_converted(tmp_path):
+    """It has GELU, and positions that are numbers of its own."""
+    runtime = pytest.importorskip("onnxruntime", reason="reads ONNX")
+    pytest.importorskip("keras_hub", reason="has this ViT")
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
+    model = models.keras_hub_classifier(
+        2,
+        (16, 16, 3),
+        backbone="ViTBackbone",
+        arguments={"patch_size": 8} | sizes,
+    )
+    info = info_of(16)
+    images = noise((20, 20), 3)
+    onnx_format.write(model, info, (20, 20), tmp_path / "m.onnx")
+    session = runtime.InferenceSession(tmp_path / "m.onnx")
+    (found,) = session.run(["logits"], {"images": images})
+    inputs = data.preprocess(tf.constant(images), info)
+    expected = model(inputs, training=False)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_mixed_precision_becomes_float32(tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     mixed = written_runs.build(3, (8, 8, 1), seed=1)
