@@ -1,34 +1,17 @@
 """What trackers of experiments are told of a run."""
 
-import pathlib
-
 import gin
 import pytest
+from test_trainers import run
 
-from keras_transfer import config
 from keras_transfer.errors import UserError
 from keras_transfer.runs import Run
-from keras_transfer.training import train
-
-GIN = pathlib.Path(__file__).parents[1] / "gin"
-TINY = [
-    "load.image_size = 8",
-    "load.num_train = 48",
-    "fixup_resnet.widths = (4,)",
-    "train.epochs = 2",
-]
 
 
 @pytest.fixture(autouse=True)
 def no_configuration():
     yield
     gin.clear_config()
-
-
-def run(path, *bindings):
-    gin.clear_config()
-    config.parse([str(GIN / "rit_digits.gin")], [*TINY, *bindings])
-    return train(path)
 
 
 def of_metrics(path):
