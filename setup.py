@@ -13,7 +13,7 @@ setup(
     package_dir={CONFIGS: "gin"},
     package_data={
         CONFIGS: ["*.gin"],
-        "": ["*.jinja", "cards/*.jinja", "*.css", "*.js"],
+        "": ["*.jinja", "*.css", "*.js"],
         "keras_transfer": ["py.typed", "*.pyi"],
     },
 )

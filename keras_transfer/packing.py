@@ -1,6 +1,5 @@
 """A run or a study in one archive, to be shared; `unpacking` reads it."""
 
-import json
 import os
 import pathlib
 import shutil
@@ -8,9 +7,7 @@ import stat
 import tempfile
 import zipfile
 
-import jinja2
-
-from keras_transfer import __version__, files
+from keras_transfer import __version__, cards, files
 from keras_transfer.errors import UserError
 from keras_transfer.manifest import NAME as MANIFEST
 from keras_transfer.manifest import Manifest
@@ -74,7 +71,8 @@ def pack(directory, output, license=None, data=None):
         if kind == "study":
             _write_tables(directory, members, made / TABLES)
         facts = _of_run(directory) if kind == "run" else _of_study(directory)
-        files.write_text(made / CARD, _card(kind, facts | terms))
+        card = cards.render(kind, version=__version__, **(facts | terms))
+        files.write_text(made / CARD, card)
         members |= {path.name: path for path in made.iterdir()}
         with files.whole_file(output) as aside:
             _write(aside, members)
@@ -189,21 +187,6 @@ def _bound(directory, name):
         return configuration.value(config, name)
     except KeyError:
         return None
-
-
-def _card(kind, facts):
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("keras_transfer", "cards"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,
-    )
-    # What JSON takes for a string, YAML does too.
-    environment.filters["quoted"] = json.dumps
-    template = environment.get_template(f"{kind}.md.jinja")
-    return template.render(version=__version__, **facts)
 
 
 # The archive.

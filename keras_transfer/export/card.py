@@ -1,9 +1,8 @@
 """README.md of an exported model: what it is, and how to call it."""
 
-import jinja2
 import keras
 
-from keras_transfer import __version__
+from keras_transfer import __version__, cards
 from keras_transfer.errors import UserError
 
 # Packages without which nothing of Keras can be read.
@@ -20,15 +19,8 @@ def text(run, epoch, model, formats, input_size):
         formats: names of the formats that are written.
         input_size: (height, width) of what takes images of one size.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("keras_transfer", "cards"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,
-    )
-    return environment.get_template("export.md.jinja").render(
+    return cards.render(
+        "export",
         version=__version__,
         title=run.path.resolve().name,
         epoch=epoch,
