@@ -87,6 +87,15 @@ def _chooses(row):
     return int(row["chooses"]) if "chooses" in row else row["split"] == "test"
 
 
+def flat(summaries):
+    """Returns {"name/split": value} of {split: {name: value}}."""
+    return {
+        f"{name}/{split}": value
+        for split, summary in summaries.items()
+        for name, value in summary.items()
+    }
+
+
 def best_epoch(values):
     """Returns the epoch of the largest of {epoch: value}, the first of equals.
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer import files
+from keras_transfer.runs import metrics
 
 
 class Summaries:
@@ -46,10 +47,7 @@ class Summaries:
             scalars: {name: value}, further ones.
         """
         with self.at(step):
-            for split, summary in summaries.items():
-                for name, value in summary.items():
-                    tf.summary.scalar(f"{name}/{split}", value)
-            for name, value in scalars.items():
+            for name, value in (metrics.flat(summaries) | scalars).items():
                 tf.summary.scalar(name, value)
             if step == 0 and summaries:
                 names = dict.fromkeys(

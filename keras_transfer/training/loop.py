@@ -241,7 +241,7 @@ def train(
             if is_chief:
                 run.summaries.write_scalars(epoch, summaries, scalars)
                 if tracker:
-                    tracker.log(epoch, setup.flat(summaries) | scalars)
+                    tracker.log(epoch, metrics.flat(summaries) | scalars)
                 run.add_metrics(epoch, epoch * steps, summaries)
             if is_chief and state:
                 # The checkpoint says that all the others are there.

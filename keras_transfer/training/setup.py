@@ -283,15 +283,6 @@ def tracker(factory, run):
     return factory(name=run.path.name, identity=run.identity, config=config)
 
 
-def flat(summaries):
-    """Returns {"name/split": value} of {split: {name: value}}."""
-    return {
-        f"{name}/{split}": value
-        for split, summary in summaries.items()
-        for name, value in summary.items()
-    }
-
-
 def check_patience(patience, dataset):
     """Raises a `UserError` for early stopping without a validation split."""
     if patience is not None and dataset.validation is None:
