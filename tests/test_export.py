@@ -17,6 +17,7 @@ import tensorflow as tf
 import written_runs
 from PIL import Image
 from sklearn.datasets import load_digits
+from test_weight_sources import hub_resnet
 
 from keras_transfer import data, models
 from keras_transfer.errors import UserError
@@ -232,16 +233,7 @@ def test_a_resnet_of_keras_hub_is_read_by_torch(tmp_path):
     hub = pytest.importorskip("keras_hub", reason="has this ResNet")
     pytest.importorskip("torch", reason="reads what is written")
     keras.utils.set_random_seed(0)
-    backbone = hub.models.ResNetBackbone(
-        input_conv_filters=[8],
-        input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[64, 96],
-        stackwise_num_blocks=[2, 2],
-        stackwise_num_strides=[1, 2],
-        block_type="bottleneck_block",
-        image_shape=(32, 32, 3),
-    )
-    model = hub.models.ResNetImageClassifier(backbone, num_classes=7)
+    model = hub_resnet(hub, 7)
     rng = np.random.default_rng(0)
     for weight in model.weights:
         weight.assign(weight + rng.uniform(0, 0.02, weight.shape))

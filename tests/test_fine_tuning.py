@@ -1,5 +1,6 @@
 """What people do when they fine-tune, each by an argument of `train`."""
 
+import contextlib
 import functools
 import inspect
 import json
@@ -72,6 +73,22 @@ def run_on(work_dir, dataset, **changes):
         "optimizer": functools.partial(SGD, weight_decay=0.0),
     }
     return train(work_dir, **(arguments | changes))
+
+
+@contextlib.contextmanager
+def interrupted(monkeypatch, at):
+    """Has a training in the block end before an epoch's checkpoint."""
+    save = Run.save
+
+    def interrupt(self, epoch, *state):
+        if epoch == at:
+            raise KeyboardInterrupt
+        save(self, epoch, *state)
+
+    monkeypatch.setattr(Run, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    monkeypatch.undo()
 
 
 def weights(run, epoch="last"):
@@ -372,17 +389,8 @@ def test_training_with_averages_is_resumed(tmp_path, digits, monkeypatch):
         )
 
     whole = run_in("whole")
-    save = Run.save
-
-    def interrupt(self, epoch, *state):
-        if epoch == 3:
-            raise KeyboardInterrupt
-        save(self, epoch, *state)
-
-    monkeypatch.setattr(Run, "save", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, 3):
         run_in("parts")
-    monkeypatch.undo()
     parts = run_in("parts")
     assert_close(weights(whole), weights(parts), atol=0)
     assert whole.metrics_path.read_text() == parts.metrics_path.read_text()
@@ -599,17 +607,8 @@ def test_early_stopping_is_resumed(tmp_path, held_out, monkeypatch):
 
     whole = run_in("whole")
     assert 3 < max(whole.epochs()) < 30
-    save = Run.save
-
-    def interrupt(self, epoch, *state):
-        if epoch == max(whole.epochs()):
-            raise KeyboardInterrupt
-        save(self, epoch, *state)
-
-    monkeypatch.setattr(Run, "save", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, max(whole.epochs())):
         run_in("parts")
-    monkeypatch.undo()
     parts = run_in("parts")
     assert whole.metrics_path.read_text() == parts.metrics_path.read_text()
     assert parts.epochs() == whole.epochs()
