@@ -23,7 +23,6 @@ from keras_transfer.training import cluster, factories, setup
 from keras_transfer.training.interruption import DeferredSignals, Stop
 from keras_transfer.training.optimizers import SGD
 from keras_transfer.training.step import Trainer
-from keras_transfer.training.trainers import Trainers
 
 # Images on which a model read back is compared with the one in memory.
 _NUM_COMPARED = 4
@@ -173,26 +172,29 @@ def train(
         # What gin has not given to anything would be missing in config.gin.
         rate = schedule(steps_per_epoch=steps, epochs=epochs)
         made = setup.make_optimizer(optimizer, rate)
-        trainer, is_known = (trainers or Trainers()).trainer(
+        make = functools.partial(
+            Trainer,
             net,
-            (strategy, dataset.info, repr(class_weights), in_step),
-            lambda: Trainer(
-                net,
-                made,
-                strategy,
-                dataset.info.multi_label,
-                batch_size,
-                jit_compile,
-                finish=functools.partial(
-                    dataset.finish, augmentation=augmentation
-                )
-                if in_step
-                else None,
-                label_smoothing=label_smoothing,
-                class_weights=class_weights,
-                rate_factors=setup.decayed_rates(net, layer_decay),
-            ),
+            made,
+            strategy,
+            dataset.info.multi_label,
+            batch_size,
+            jit_compile,
+            finish=functools.partial(dataset.finish, augmentation=augmentation)
+            if in_step
+            else None,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
+            rate_factors=setup.decayed_rates(net, layer_decay),
         )
+        if trainers is None:
+            trainer, is_known = make(), False
+        else:
+            trainer, is_known = trainers.trainer(
+                net,
+                (strategy, dataset.info, repr(class_weights), in_step),
+                make,
+            )
         if in_step:
             trainer.tensors = dataset.train_tensors(augmentation)
 
